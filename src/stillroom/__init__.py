@@ -1,0 +1,1 @@
+"""Distils generative models."""
