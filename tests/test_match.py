@@ -1,0 +1,100 @@
+"""Oracles of the gap and of denoising regression."""
+
+import pytest
+import torch
+
+from stillroom.match import gap, pseudo_target, residual_weight, squared_error
+from stillroom.paths import VE, Cosine, Linear, Tabulated, convert, target
+
+F64 = torch.float64
+
+
+def three(shape=(5, 3, 4, 4), dtype=F64):
+    g = torch.Generator().manual_seed(0)
+    return tuple(torch.randn(shape, generator=g, dtype=dtype) for _ in range(3))
+
+
+def gradient(loss, x):
+    return torch.autograd.grad(loss.sum(), x)[0]
+
+
+def test_the_gradient_of_the_gap_is_the_weighted_difference():
+    x, fake, real = three()
+    for leaf in (x, fake, real):
+        leaf.requires_grad_()
+    weight = torch.arange(1.0, 6.0, dtype=F64).reshape(5, 1, 1, 1)
+    loss = gap(x, fake, real, weight)
+    assert torch.allclose(gradient(loss, x), weight * (fake - real) / x[0].numel(), rtol=1e-12)
+    assert torch.allclose(loss, 0.5 * (weight * (fake - real)).square().flatten(1).mean(1), rtol=1e-12)
+    # the two predictions are targets: nothing flows into them
+    into = torch.autograd.grad(gap(x, fake, real).sum(), [fake, real], allow_unused=True)
+    assert into == (None, None)
+
+
+def test_the_gap_of_equals_is_zero_with_a_connected_gradient():
+    x, fake, _ = three()
+    x.requires_grad_()
+    loss = gap(x, fake, fake.clone(), 7.0)
+    assert (loss == 0).all() and (gradient(loss, x) == 0).all()
+
+
+def test_the_gap_is_one_number_per_sample():
+    x, fake, real = three()
+    whole = gap(x, fake, real)
+    assert torch.equal(whole[2:3], gap(x[2:3], fake[2:3], real[2:3]))
+
+
+def test_the_gap_passes_through_what_made_x():
+    """A generator's gradient is that of x carried through it."""
+    z, fake, real = three((6, 4))
+    theta = torch.randn(4, 4, dtype=F64, requires_grad=True)
+    g = torch.autograd.grad(gap(z @ theta, fake, real).sum(), theta)[0]
+    assert torch.allclose(g, z.T @ (fake - real) / 4, rtol=1e-12)
+
+
+@pytest.mark.parametrize("path", [Linear(), Cosine(), Tabulated.ddpm(), VE(3.0)], ids=lambda p: type(p).__name__)
+@pytest.mark.parametrize("kind", ["x0", "eps", "v", "angular"])
+def test_the_normalised_gap_is_the_same_in_every_prediction(path, kind):
+    """x - T_x0 is to F_x0 - T_x0 what the true prediction less T is to F - T: the factor of the conversion cancels."""
+    x, eps, noise = three()
+    t = torch.linspace(0.1, 0.9, 5, dtype=F64)
+    c, x_t = path.over(t, x), path.noise(x, t, eps)
+    f, r = eps + 0.3 * noise, eps - 0.2 * noise.flip(0)  # two native predictions, of whatever kind
+    fake, real = (convert(p, x_t, c, kind, "x0") for p in (f, r))
+    x.requires_grad_()
+    ours = gradient(gap(x, fake, real, residual_weight(x, real)), x)
+    true = target(kind, x.detach(), eps, c)
+    factor = (fake - real) / (f - r)
+    native = factor.sign() * (f - r) / (true - r).abs().mean((1, 2, 3), keepdim=True) / x[0].numel()
+    assert torch.allclose(ours, native, rtol=1e-9, atol=1e-12)
+
+
+def test_the_normalised_gap_does_not_see_the_scale_of_the_data():
+    x, fake, real = three()
+    small = gap(x, fake, real, residual_weight(x, real))
+    large = gap(1000 * x, 1000 * fake, 1000 * real, residual_weight(1000 * x, 1000 * real))
+    assert torch.allclose(small, large, rtol=1e-12)
+
+
+def test_the_residual_weight_is_a_constant_and_finite():
+    x, _, real = three(dtype=torch.float32)
+    for leaf in (x, real):
+        leaf.requires_grad_()
+    assert not residual_weight(x, real).requires_grad
+    assert torch.isfinite(residual_weight(x, x)).all()
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"), [(F64, F64), (torch.float32, torch.float32), (torch.bfloat16, torch.float32)], ids=str
+)
+def test_precision_is_kept_and_half_precision_is_left_before_subtracting(given, kept):
+    x, fake, real = (a.to(given) for a in three())
+    assert gap(x, fake, real, residual_weight(x, real)).dtype == kept
+    assert squared_error(fake, real).dtype == kept
+    difference = fake.to(kept) - real.to(kept)
+    assert torch.equal(gap(x, fake, real), pseudo_target(x, difference))
+
+
+def test_squared_error_by_hand():
+    a, b = torch.tensor([[1.0, 2.0], [0.0, 4.0]]), torch.tensor([[1.0, 0.0], [3.0, 0.0]])
+    assert squared_error(a, b).tolist() == [2.0, 12.5]
