@@ -1,0 +1,111 @@
+"""Small data that comes with scikit-learn and scikit-image, of clear licence.
+
+| picture   | split | by                          | licence                                     |
+|-----------|-------|-----------------------------|---------------------------------------------|
+| astronaut | train | NASA                        | public domain                               |
+| chelsea   | train | Stefan van der Walt         | CC0                                         |
+| coffee    | train | Rachel Michetti             | CC0                                         |
+| china     | train | danielbuechele              | CC BY 2.0                                   |
+| rocket    | test  | SpaceX                      | released into the public domain by SpaceX   |
+| flower    | test  | see its credit              | CC BY 2.0                                   |
+| digits    | both  | E. Alpaydin, C. Kaynak      | UCI Machine Learning Repository             |
+
+Other pictures of those packages state no licence, or show the same scene twice. Weights trained on china or flower
+must carry their `CREDITS`.
+"""
+
+import importlib.resources
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.nn import functional
+
+from stillroom.data.batch import Batch
+from stillroom.data.images import decode, signed
+from stillroom.data.order import mirror, uniforms
+from stillroom.data.tensors import Tensors
+from stillroom.settings import Refusal
+
+
+@dataclass(frozen=True)
+class Credit:
+    name: str
+    package: str            # where the file lies
+    file: str
+    split: str
+    author: str
+    licence: str
+    source: str
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.author}, {self.licence}, {self.source}"
+
+
+_SKIMAGE, _SKLEARN = "skimage.data", "sklearn.datasets.images"
+_BY = "CC BY 2.0 (https://creativecommons.org/licenses/by/2.0/)"
+CREDITS = (
+    Credit("astronaut", _SKIMAGE, "astronaut.png", "train", "NASA", "public domain", "https://flic.kr/p/r9qvLn"),
+    Credit("chelsea", _SKIMAGE, "chelsea.png", "train", "Stefan van der Walt", "CC0", "scikit-image"),
+    Credit("coffee", _SKIMAGE, "coffee.png", "train", "Rachel Michetti, courtesy of Pikolo Espresso Bar", "CC0",
+           "scikit-image"),
+    Credit("china", _SKLEARN, "china.jpg", "train", "danielbuechele", _BY,
+           "https://www.flickr.com/photos/danielbuechele/6061409035/sizes/z/in/photostream/"),
+    Credit("rocket", _SKIMAGE, "rocket.jpg", "test", "SpaceX", "public domain",
+           "https://www.flickr.com/photos/spacexphotos/16511594820/in/photostream/"),
+    # scikit-learn's README names danielbuechele for this one as well, but its links lead to vultilion: credit both.
+    Credit("flower", _SKLEARN, "flower.jpg", "test", "vultilion (scikit-learn's README: danielbuechele)", _BY,
+           "https://www.flickr.com/photos/vultilion/6056698931/sizes/z/in/photostream/"),
+)
+SMALLEST = 300              # pixels of the shorter side of the smallest picture
+
+
+class Photos:
+    """Random squares out of six natural photographs, split by picture. Few scenes: fit for codecs, not for claims
+    about the distribution of natural images. Item i comes from picture i % n; its square is drawn from (index, key)."""
+
+    def __init__(self, size: int, split: str = "train", count: int = 10_000, flip: bool = False):
+        if not 1 <= size <= SMALLEST or count < 1:
+            raise Refusal(f"photos: {count} squares of {size} pixels; give at least one of 1 to {SMALLEST} pixels")
+        self.name, self.shape, self.classes = f"photos:{split}", (3, size, size), None
+        self.credits = tuple(c for c in CREDITS if c.split == split)
+        self.flip, self._count = flip, count
+        self._pictures = [
+            decode((importlib.resources.files(c.package) / c.file).read_bytes(), c.file) for c in self.credits
+        ]
+
+    def __len__(self) -> int:
+        return self._count
+
+    def fetch(self, indices: Sequence[int], key: int) -> Batch:
+        u, size = uniforms(indices, key, 4), self.shape[-1]
+        squares = [self._square(i, size, d) for i, d in zip(indices, u.tolist(), strict=True)]
+        x = torch.from_numpy(np.stack(squares)).permute(0, 3, 1, 2)                 # [B, H, W, 3] -> [B, 3, H, W]
+        return Batch(signed(mirror(x, u[:, 3]) if self.flip else x).contiguous())
+
+    def _square(self, index: int, size: int, u: Sequence[float]) -> np.ndarray:
+        picture = self._pictures[index % len(self._pictures)]
+        # The side is uniform in its logarithm between `size` and the whole height: every scale is as likely.
+        side = round(size * (min(picture.size) / size) ** u[0])
+        left, top = int(u[1] * (picture.width - side + 1)), int(u[2] * (picture.height - side + 1))
+        box = (left, top, left + side, top + side)
+        return np.asarray(picture.resize((size, size), Image.Resampling.BICUBIC, box=box))
+
+
+def digits(size: int = 8, split: str = "train") -> Tensors:
+    """1,797 handwritten digits, one grey channel. Every fifth of each class is the test set."""
+    from sklearn.datasets import load_digits
+
+    data: Any = load_digits()
+    x, y = torch.from_numpy(data.images).float()[:, None] / 8 - 1, torch.from_numpy(data.target).long()
+    rank = torch.empty_like(y)                                                      # of an item within its class
+    for c in range(10):
+        rank[y == c] = torch.arange(int((y == c).sum()))
+    chosen = (rank % 5 == 4) == (split == "test")
+    x = x[chosen]
+    if size != 8:
+        x = functional.interpolate(x, (size, size), mode="bicubic", antialias=True, align_corners=False).clamp(-1, 1)
+    return Tensors(x, y[chosen], [str(c) for c in range(10)], name=f"digits:{split}")

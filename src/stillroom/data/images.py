@@ -1,0 +1,191 @@
+"""Encoded pictures in, uint8 squares out. Whatever a file claims to be, it becomes RGB or an `Unreadable`."""
+
+import io
+import math
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from stillroom.data.batch import Batch
+from stillroom.data.order import mirror, uniforms
+from stillroom.data.tables import Rows
+from stillroom.settings import Refusal
+
+PIXEL_LIMIT = 178_000_000   # more is taken for a decompression bomb; Pillow itself refuses a little above
+MEMORY_LIMIT = 2**30        # squares of a set that fits are decoded once and kept
+# Named one by one: left to itself Pillow also tries formats that start other programs (EPS starts Ghostscript).
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF", "TGA", "ICO")
+
+Image.init()                # once, here: the registry of formats is not filled safely from several threads
+
+
+class Unreadable(Exception):
+    """A picture that cannot be used: which, and why."""
+
+    def __init__(self, name: str, reason: str):
+        super().__init__(f"{name}: {reason}")
+        self.name, self.reason = name, reason
+
+
+def decode(data: bytes | Path, name: str | None = None) -> Image.Image:
+    """An RGB image, upright by its EXIF tag, on white where it was transparent."""
+    name = name or (str(data) if isinstance(data, Path) else "image")
+    try:
+        raw = data.read_bytes() if isinstance(data, Path) else data
+        if not raw:
+            raise Unreadable(name, "empty")
+        with Image.open(io.BytesIO(raw), formats=FORMATS) as image:    # reads the header only
+            if image.width * image.height > PIXEL_LIMIT:
+                raise Unreadable(name, f"{image.width} x {image.height} pixels, over the limit of {PIXEL_LIMIT}")
+            image.load()
+            return _rgb(ImageOps.exif_transpose(image))
+    except (Unreadable, MemoryError):
+        raise
+    except Image.UnidentifiedImageError:
+        raise Unreadable(name, "not an image in a known format") from None
+    except Exception as error:      # damaged files raise nearly anything from inside Pillow's plugins
+        raise Unreadable(name, " ".join(str(error).split()) or type(error).__name__) from error
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):                      # 16-bit grey; convert("L") would clip it at 255
+        grey = np.asarray(image).astype(np.int64)
+        if grey.min() < 0 or grey.max() > 65535:
+            raise ValueError("32-bit pixels, which have no agreed white")
+        return Image.fromarray(((grey + 128) // 257).astype(np.uint8)).convert("RGB")
+    if image.mode == "F":
+        raise ValueError("floating-point pixels, which have no agreed white")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    return image.convert("RGB")
+
+
+def square(
+    image: Image.Image, size: int, crop: str = "centre", flip: bool = False, u: Sequence[float] = (0.5, 0.5, 1.0)
+) -> Tensor:
+    """uint8 [3, size, size]: the shorter side becomes `size` (halved by boxes, then bicubic, as ADM does), then a crop.
+
+    u = (x, y, mirror) in [0, 1): the place of a random crop, and a flip where mirror < 1/2.
+    """
+    while min(image.size) >= 2 * size:
+        image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
+    scale = size / min(image.size)
+    width, height = max(size, round(image.width * scale)), max(size, round(image.height * scale))
+    if width * height > PIXEL_LIMIT:
+        raise Unreadable("image", f"too long and thin: {image.width} x {image.height} pixels")
+    image = image.resize((width, height), Image.Resampling.BICUBIC)
+    left, top = (width - size) // 2, (height - size) // 2
+    if crop == "random":
+        left, top = int(u[0] * (width - size + 1)), int(u[1] * (height - size + 1))
+    pixels = torch.from_numpy(np.array(image.crop((left, top, left + size, top + size))))       # [H, W, 3]
+    pixels = pixels.permute(2, 0, 1)
+    return (pixels.flip(-1) if flip and u[2] < 0.5 else pixels).contiguous()
+
+
+def signed(squares: Tensor) -> Tensor:
+    """uint8 to float32 in [-1, 1]."""
+    return squares.float().div_(127.5).sub_(1)
+
+
+class Shelf:
+    """Squares made once and kept while the whole set fits in memory, so that later epochs cost one gather."""
+
+    def __init__(self, count: int, shape: tuple[int, ...], keep: bool = True):
+        fits = keep and count * math.prod(shape) <= MEMORY_LIMIT
+        self._kept = torch.empty(count, *shape, dtype=torch.uint8) if fits else None
+        self._filled = torch.zeros(count, dtype=torch.bool)
+
+    def take(self, rows: Tensor, u: Tensor, make: Callable[[int, Sequence[float]], Tensor]) -> Tensor:
+        """uint8 [B, ...]; make(index, draws) is asked for those not kept."""
+        items = zip(rows.tolist(), u.tolist(), strict=True)
+        if self._kept is None:
+            return torch.stack([make(i, draws) for i, draws in items])
+        if not self._filled[rows].all():
+            for i, draws in items:
+                if not self._filled[i]:
+                    self._kept[i] = make(i, draws)
+                    self._filled[i] = True          # last, because other threads look at it first
+        return self._kept[rows]
+
+
+class Tally:
+    """Counts pictures and names the bad ones; stops the run when they are more than a share of those seen."""
+
+    def __init__(self, name: str, share: float, count: int | None = None):
+        self.name, self.share, self.seen, self.bad = name, share, 0, dict[str, str]()
+        self._enough = min(100, count or 100)
+        self._lock = threading.Lock()
+
+    def record(self, title: str, reason: str | None = None) -> None:
+        with self._lock:
+            self.seen += 1
+            if reason is not None:
+                self.bad[title] = reason
+            if self.seen >= self._enough and len(self.bad) > self.share * self.seen:
+                raise Refusal(
+                    f"{self.name}: {len(self.bad)} of {self.seen} images seen so far are unreadable "
+                    f"({len(self.bad) / self.seen:.1%}, more than {self.share:.1%}): {self.examples()}; "
+                    "mend or remove them, or raise bad_share"
+                )
+
+    def examples(self) -> str:
+        shown = [f"{title} ({reason})" for title, reason in list(self.bad.items())[:3]]
+        return ", ".join(shown) + (f" and {len(self.bad) - 3} more" if len(self.bad) > 3 else "")
+
+
+class ImageTable:
+    """Pictures that can be read by number. An unreadable one is replaced by the next that can be read."""
+
+    def __init__(
+        self, rows: Rows, size: int, crop: str = "centre", flip: bool = False, bad_share: float = 0.01
+    ):
+        if rows.count < 1:
+            raise Refusal(f"{rows.name}: holds no images")
+        self.rows, self.name, self.classes = rows, rows.name, rows.classes
+        self.size, self.crop, self.flip, self.shape = size, crop, flip, (3, size, size)
+        self._tally = Tally(rows.name, bad_share, rows.count)
+        self._tried = bytearray(rows.count)
+        self._stands_in = torch.arange(rows.count)                       # index -> the readable index shown for it
+        self._shelf = Shelf(rows.count, self.shape, keep=crop != "random")
+
+    def __len__(self) -> int:
+        return self.rows.count
+
+    @property
+    def bad(self) -> dict[str, str]:
+        """Name of each unreadable picture met so far, and the reason."""
+        return self._tally.bad
+
+    def fetch(self, indices: Sequence[int], key: int) -> Batch:
+        rows, u = torch.as_tensor(indices, dtype=torch.int64), uniforms(indices, key, 3)
+        squares = self._shelf.take(rows, u, self._make)
+        x = signed(mirror(squares, u[:, 2]) if self.flip else squares)
+        return Batch(x, None if self.rows.labels is None else self.rows.labels[self._stands_in[rows]])
+
+    def _make(self, index: int, u: Sequence[float]) -> Tensor:
+        shown = int(self._stands_in[index])
+        for _ in range(len(self)):
+            title = self.rows.title(shown)
+            if title not in self.bad:
+                try:
+                    image = self.rows.read(shown)
+                    pixels = square(decode(image, title), self.size, self.crop, u=u)
+                except Unreadable as error:
+                    self._record(shown, title, error.reason)
+                else:
+                    self._record(shown, title, None)
+                    self._stands_in[index] = shown
+                    return pixels
+            shown = (shown + 1) % len(self)
+        raise Refusal(f"{self.name}: none of the {len(self)} images is readable: {self._tally.examples()}")
+
+    def _record(self, index: int, title: str, reason: str | None) -> None:
+        if not self._tried[index]:
+            self._tried[index] = 1
+            self._tally.record(title, reason)
