@@ -1,0 +1,15 @@
+"""Denoisers, guidance, samplers, and flows that can be drawn from."""
+
+from stillroom.flows.closed import Gaussian, Mixture
+from stillroom.flows.denoiser import Denoiser, Denoises, Guided, Split, guided
+from stillroom.flows.flow import Flow, noise_of
+from stillroom.flows.folders import DiffusersNet, from_diffusers
+from stillroom.flows.gate import Verdict, check, require
+from stillroom.flows.regression import denoising_loss
+from stillroom.flows.samplers import ddim, dpmpp_2m, euler, heun, latest, samplers
+
+__all__ = [
+    "Denoiser", "Denoises", "DiffusersNet", "Flow", "Gaussian", "Guided", "Mixture", "Split", "Verdict", "check",
+    "ddim", "denoising_loss", "dpmpp_2m", "euler", "from_diffusers", "guided", "heun", "latest", "noise_of", "require",
+    "samplers",
+]

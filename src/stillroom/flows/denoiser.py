@@ -1,0 +1,113 @@
+"""Any network seen through a path: it answers x0, eps, v or score, whatever it natively predicts."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from stillroom.nets.build import buildable
+from stillroom.paths import Kind, Path, at_least_float32, convert
+
+
+class Denoises(nn.Module):
+    """What callers may ask. A subclass answers `forward` in its native prediction, in float32."""
+
+    path: Path
+    prediction: Kind
+    classes: int | None
+
+    def predict(self, kind: Kind, x_t: Tensor, t: Tensor, y: Tensor | None = None, r: Tensor | None = None) -> Tensor:
+        native = self(x_t, t, y) if r is None else self(x_t, t, y, r)
+        return convert(native, at_least_float32(x_t), self.path.over(t, x_t), self.prediction, kind)
+
+    def x0(self, x_t, t, y=None):
+        return self.predict("x0", x_t, t, y)
+
+    def eps(self, x_t, t, y=None):
+        return self.predict("eps", x_t, t, y)
+
+    def v(self, x_t, t, y=None):
+        return self.predict("v", x_t, t, y)
+
+    def score(self, x_t, t, y=None):
+        return self.predict("score", x_t, t, y)
+
+
+@buildable
+class Denoiser(Denoises):
+    """A network `net(x_t, t, y, r)` that natively predicts `prediction` on `path`.
+
+    scale_input divides x_t by its standard deviation for data of unit variance: a must where sigma grows to 80.
+    """
+
+    def __init__(self, net: nn.Module, path: Path, prediction: Kind = "v", scale_input: bool = False):
+        super().__init__()
+        self.net, self.path, self.prediction, self.scale_input = net, path, prediction, scale_input
+        self.classes = getattr(net, "classes", None)
+
+    def forward(self, x_t: Tensor, t: Tensor, y: Tensor | None = None, r: Tensor | None = None) -> Tensor:
+        if self.scale_input:
+            c = self.path.over(t, x_t)
+            x_t = x_t / (c.alpha**2 + c.sigma**2).sqrt()
+        extra = {} if y is None else {"y": y}
+        extra |= {} if r is None else {"r": r}
+        return at_least_float32(self.net(x_t, t, **extra))
+
+    def jump(self, x_t: Tensor, t: Tensor, r: Tensor, y: Tensor | None = None) -> Tensor:
+        """From time t to time r in one evaluation of a two-time network: the DDIM step of its prediction for (t, r)."""
+        native, x_t = self(x_t, t, y, r), at_least_float32(x_t)
+        now, then = self.path.over(t, x_t), self.path.over(r, x_t)
+        x0, eps = (convert(native, x_t, now, self.prediction, kind) for kind in ("x0", "eps"))
+        return then.alpha * x0 + then.sigma * eps
+
+    def hidden(self, x_t: Tensor, t: Tensor, y: Tensor | None = None, at: tuple[str, ...] = ()) -> dict[str, Tensor]:
+        """Outputs of the named modules of the network, in one forward."""
+        found: dict[str, Tensor] = {}
+
+        def keep(name):
+            return lambda _module, _inputs, output: found.__setitem__(name, output)
+
+        hooks = [self.net.get_submodule(name).register_forward_hook(keep(name)) for name in at]
+        try:
+            self(x_t, t, y)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return found
+
+
+class Split(NamedTuple):
+    conditional: Tensor
+    unconditional: Tensor
+
+
+@buildable
+class Guided(Denoises):
+    """Classifier-free guidance, F = F(negative) + scale (F(y) - F(negative)), in the native prediction.
+
+    negative: the label that stands for "no condition"; the network's null label unless given.
+    """
+
+    def __init__(self, denoiser: Denoises, scale: float, negative: int | None = None):
+        super().__init__()
+        if denoiser.classes is None:
+            raise ValueError("guidance needs a conditional denoiser")
+        self.denoiser, self.scale, self.negative = denoiser, scale, denoiser.classes if negative is None else negative
+        self.path, self.prediction, self.classes = denoiser.path, denoiser.prediction, denoiser.classes
+
+    def split(self, x_t: Tensor, t: Tensor, y: Tensor) -> Split:
+        """Both native predictions, from one forward of twice the batch."""
+        null = torch.full_like(y, self.negative)
+        both = self.denoiser(torch.cat([x_t, x_t]), torch.cat([t, t]), torch.cat([y, null]))
+        return Split(*both.chunk(2))
+
+    def forward(self, x_t, t, y=None):
+        if y is None:
+            return self.denoiser(x_t, t)
+        conditional, unconditional = self.split(x_t, t, y)
+        return unconditional + self.scale * (conditional - unconditional)
+
+
+def guided(denoiser: Denoises, scale: float) -> Denoises:
+    """Guidance of scale 1 is the denoiser itself, at half the cost."""
+    return denoiser if scale == 1 else Guided(denoiser, scale)

@@ -1,0 +1,59 @@
+"""A flow as others use it: a denoiser, the shape of what it makes, and how it is sampled unless told otherwise."""
+
+from itertools import chain
+
+import torch
+from torch import Tensor, nn
+
+from stillroom.flows.denoiser import Denoises, guided
+from stillroom.flows.samplers import Callback, _silent, latest, samplers
+from stillroom.nets.build import buildable
+from stillroom.paths import shift, uniform_grid
+from stillroom.settings import Refusal, nearest, seed_of
+
+
+def noise_of(shape: tuple[int, ...], first: int, count: int, seed: int) -> Tensor:
+    """[count, *shape] noise of samples first, first+1, ...: sample i has its own, whatever the batch it is drawn in."""
+    rows = [
+        torch.randn(shape, generator=torch.Generator().manual_seed(seed_of(seed, i)))
+        for i in range(first, first + count)
+    ]
+    return torch.stack(rows)
+
+
+@buildable
+class Flow(nn.Module):
+    def __init__(self, denoiser: Denoises, shape: tuple[int, ...], sampler: str = "heun", steps: int = 18,
+                 shift: float = 1.0):
+        super().__init__()
+        if sampler not in samplers:
+            raise Refusal(f"no sampler is called {sampler!r}{nearest(sampler, samplers)}")
+        self.denoiser, self.shape, self.sampler, self.steps, self.shift = denoiser, tuple(shape), sampler, steps, shift
+
+    @property
+    def classes(self) -> int | None:
+        return self.denoiser.classes
+
+    def labels(self, first: int, count: int) -> Tensor | None:
+        """Class-balanced: sample i is of class i modulo the number of classes."""
+        return None if self.classes is None else torch.arange(first, first + count) % self.classes
+
+    def sample(self, n: int, seed: int = 0, y: Tensor | None = None, guidance: float = 1.0, steps: int | None = None,
+               batch: int = 256, first: int = 0, callback: Callback = _silent) -> Tensor:
+        """[n, *shape]: samples first, ..., first+n-1 of this seed, the same at any batch size."""
+        if guidance != 1 and self.classes is None:
+            raise Refusal("guidance needs a conditional flow: this one was trained without labels; use guidance 1")
+        if y is not None and len(y) != n:
+            raise Refusal(f"{len(y)} labels for {n} samples: give one label per sample")
+        device = next((p.device for p in chain(self.parameters(), self.buffers())), torch.device("cpu"))
+        y = self.labels(first, n) if y is None else y
+        denoiser = guided(self.denoiser, guidance)
+        times = uniform_grid(steps or self.steps, start=float(shift(latest(denoiser), 1 / self.shift)), s=self.shift)
+        scale = float(denoiser.path.at(times[0]).sigma)  # 1 at t=1, but for variance-exploding paths
+        out = []
+        for i in range(0, n, batch):
+            count = min(batch, n - i)
+            labels = None if y is None else y[i : i + count].to(device)
+            start = scale * noise_of(self.shape, first + i, count, seed)
+            out.append(samplers[self.sampler](denoiser, start.to(device), times, labels, callback).cpu())
+        return torch.cat(out)

@@ -1,0 +1,272 @@
+"""Teachers from local diffusers folders: the model, its weights to the last key, and its scheduler read as a path.
+
+What concerns only the scheduler's own sampler (clipping, spacing of steps, Karras grids) is not taken. A latent-space
+model makes latents, on the diffusion side of its VAE. diffusers is imported on first use: that takes seconds.
+"""
+
+import inspect
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path as File
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from stillroom.flows.denoiser import Denoiser
+from stillroom.flows.flow import Flow
+from stillroom.nets.build import buildable
+from stillroom.paths import Kind, Linear, Path, Tabulated
+from stillroom.settings import Refusal, nearest
+
+MODELS = ("UNet2DModel", "DiTTransformer2DModel")
+CHAINS = (
+    "DDPMScheduler", "DDIMScheduler", "PNDMScheduler", "EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler",
+    "DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler", "UniPCMultistepScheduler", "HeunDiscreteScheduler",
+    "LMSDiscreteScheduler", "DEISMultistepScheduler", "KDPM2DiscreteScheduler",
+)
+FLOWS = ("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler")
+PREDICTIONS: Mapping[str, Kind] = {"epsilon": "eps", "sample": "x0", "v_prediction": "angular"}
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+
+
+@buildable
+class DiffusersNet(nn.Module):
+    """A diffusers model under the contract net(x_t, t, y, r): it is asked at its own timestep, t * scale + offset."""
+
+    two_times = False
+
+    def __init__(self, model_class: str, config: Mapping[str, Any], scale: float = 1000.0, offset: float = -1.0):
+        super().__init__()
+        self.model = model = _empty(model_class, config)
+        self.scale, self.offset = scale, offset
+        settings = model.config
+        size = settings["sample_size"]
+        self.channels = settings["in_channels"]
+        self.shape = (self.channels, *(size if isinstance(size, list | tuple) else (size, size)))
+        if model_class == "DiTTransformer2DModel":
+            self.classes, self.null = settings["num_embeds_ada_norm"], settings["num_embeds_ada_norm"]
+            for module in model.modules():  # else labels would be dropped at random inside the model in training
+                if hasattr(module, "class_embedder"):
+                    module.class_embedder.dropout_prob = 0.0
+        else:
+            self.classes, self.null = settings["num_class_embeds"], None
+
+    def forward(self, x_t: Tensor, t: Tensor, y: Tensor | None = None, r: Tensor | None = None) -> Tensor:
+        if r is not None:
+            raise ValueError("a diffusers model takes one time: r was given")
+        if y is not None and self.classes is None:
+            raise ValueError("this diffusers model takes no labels")
+        k = (t * self.scale + self.offset).clamp(min=0)
+        answer = self.model(x_t, k, class_labels=self._labels(x_t, y), return_dict=False)[0]
+        return answer[:, : self.channels]  # the rest is a learned variance
+
+    def _labels(self, x_t: Tensor, y: Tensor | None) -> Tensor | None:
+        if self.classes is None or self.null is not None:
+            return torch.full((len(x_t),), self.null, device=x_t.device) if y is None and self.null is not None else y
+        if y is None or bool((y >= self.classes).any()):
+            raise Refusal(
+                f"this UNet2DModel has no null class, all {self.classes} of its embeddings are classes: "
+                "give every sample a label and use guidance 1"
+            )
+        return y
+
+
+def from_diffusers(folder: str | File) -> Flow:
+    """The flow of a pipeline folder, or of a model's folder with scheduler/scheduler_config.json in it."""
+    root = _local(folder)
+    home = _model_folder(root)
+    config = _read(home / "config.json")
+    model_class = _model_class(config, home)
+    config = {k: v for k, v in config.items() if not k.startswith("_")}
+    path, prediction, scale, offset, shift = _scheduler(_scheduler_config(root, home))
+    net = DiffusersNet(model_class, config, scale, offset)
+    _load(net.model, home)
+    denoiser = Denoiser(net, path, prediction)
+    sampler, steps = ("euler", 25) if isinstance(path, Linear) else ("ddim", 50)
+    return Flow(denoiser, net.shape, sampler, steps, shift).eval()
+
+
+def _local(folder: str | File) -> File:
+    if File(folder).is_dir():
+        return File(folder)
+    if not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", str(folder)):
+        raise Refusal(f"no folder {folder}: give a local diffusers folder, or a hub name like owner/model")
+    import huggingface_hub
+
+    wanted = ["model_index.json", "config.json", "scheduler_config.json", "diffusion_pytorch_model*"]
+    wanted += ["unet/*", "transformer/*", "scheduler/*"]
+    try:
+        return File(huggingface_hub.snapshot_download(str(folder), allow_patterns=wanted, ignore_patterns=["*.bin"]))
+    except Exception as error:
+        raise Refusal(
+            f"{folder} is no local folder, and fetching it from the hub failed ({type(error).__name__}: "
+            f"{str(error)[:200]}); download it elsewhere and give its folder"
+        ) from error
+
+
+def _read(file: File) -> dict[str, Any]:
+    try:
+        return json.loads(file.read_text())
+    except FileNotFoundError as error:
+        raise Refusal(f"{file} is missing: give a folder written by save_pretrained") from error
+    except json.JSONDecodeError as error:
+        raise Refusal(f"{file} is not JSON ({error}); write it again with save_pretrained") from error
+
+
+def _model_folder(root: File) -> File:
+    """Subfolders as pipelines write them; or flat, as the first pipelines did and as a model alone is saved."""
+    for home in (root / "unet", root / "transformer", root):
+        if (home / "config.json").is_file():
+            return home
+    raise Refusal(f"{root} holds no model: neither unet/config.json, transformer/config.json nor config.json is there")
+
+
+def _model_class(config: Mapping[str, Any], home: File) -> str:
+    name = config.get("_class_name", "")
+    if name == "Transformer2DModel" and config.get("norm_type") == "ada_norm_zero":
+        return "DiTTransformer2DModel"  # as the DiT checkpoints on the hub were saved
+    if name not in MODELS:
+        raise Refusal(f"{home / 'config.json'}: a {name or 'model without _class_name'} cannot be a teacher"
+                      f"{nearest(name, MODELS)}")
+    return name
+
+
+def _empty(model_class: str, config: Mapping[str, Any]) -> Any:
+    """The model with fresh weights, its configuration understood to the last key."""
+    if model_class not in MODELS:
+        raise Refusal(f"no teacher is made from a {model_class!r}{nearest(model_class, MODELS)}")
+    import diffusers
+
+    kind = getattr(diffusers, model_class)
+    known = inspect.signature(kind.__init__).parameters
+    for key, value in config.items():
+        # null and false say nothing: configs of older versions are full of them
+        if key not in known and value not in (None, False):
+            raise Refusal(f"{model_class}: its config.json sets {key}, which this diffusers does not know"
+                          f"{nearest(key, known)}")
+    config = {k: v for k, v in config.items() if k in known}
+    if config.get("time_embedding_type", "positional") != "positional":
+        raise Refusal(f"{model_class}: time_embedding_type {config['time_embedding_type']!r} has no times between the "
+                      "discrete ones; only 'positional' can be a teacher")
+    if config.get("class_embed_type") is not None:
+        raise Refusal(f"{model_class}: class_embed_type {config['class_embed_type']!r} is not a class label; "
+                      "only num_class_embeds can be used")
+    try:
+        model = kind.from_config(config)
+    except (ValueError, TypeError, NotImplementedError) as error:
+        raise Refusal(f"{model_class}: diffusers cannot build it from its config.json: {error}") from error
+    settings = model.config
+    if settings["sample_size"] is None:
+        raise Refusal(f"{model_class}: its config.json has no sample_size; add the size of what it makes")
+    into, out = settings["in_channels"], settings["out_channels"]
+    if out not in (None, into, 2 * into):
+        raise Refusal(f"{model_class}: it answers {out} channels for {into}; a teacher answers as many as it is given, "
+                      "or twice as many with a learned variance")
+    return model
+
+
+def _load(model: Any, home: File) -> None:
+    """Every key, no other, each of its shape."""
+    weights: dict[str, Tensor] = {}
+    for file in _weight_files(home):
+        weights |= load_file(file)
+    # diffusers' own table of the attention names it has since changed; it renames in place
+    weights = model._fix_state_dict_keys_on_load(weights)
+    own = model.state_dict()
+    missing, unexpected = sorted(own.keys() - weights.keys()), sorted(weights.keys() - own.keys())
+    odd = [f"{k} {tuple(w.shape)} for {tuple(own[k].shape)}" for k, w in weights.items()
+           if k in own and w.shape != own[k].shape]
+    told = [f"{len(keys)} {what} ({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''})"
+            for what, keys in (("missing", missing), ("unexpected", unexpected), ("of another shape", odd)) if keys]
+    if told:
+        raise Refusal(f"{home}: the weights do not fit {type(model).__name__}: {'; '.join(told)}; "
+                      "the config.json and the weights must be of the same model")
+    model.load_state_dict(weights)
+
+
+def _weight_files(home: File) -> list[File]:
+    index = home / f"{WEIGHTS}.index.json"
+    if (home / WEIGHTS).is_file():
+        return [home / WEIGHTS]
+    if index.is_file():
+        files = [home / name for name in sorted(set(_read(index)["weight_map"].values()))]
+        for file in files:
+            if not file.is_file():
+                raise Refusal(f"{file} is missing: {index.name} names it; download the folder again")
+        return files
+    pickled = [f.name for suffix in ("bin", "pt", "pth", "ckpt") for f in sorted(home.glob(f"*.{suffix}"))]
+    if pickled:
+        raise Refusal(f"{home}: {pickled[0]} is a pickle, which is never opened; convert it to safetensors "
+                      "(from_pretrained, then save_pretrained, in an environment you trust)")
+    others = [f.name for f in sorted(home.glob("*.safetensors"))]
+    raise Refusal(f"{home}: {WEIGHTS} is missing" + (f"; there is {', '.join(others)}: rename it" if others else
+                  "; give the folder with its weights"))
+
+
+def _scheduler_config(root: File, home: File) -> dict[str, Any]:
+    places = [root / "scheduler", home / "scheduler", root, home]
+    for place in places:
+        if (place / "scheduler_config.json").is_file():
+            return _read(place / "scheduler_config.json")
+    raise Refusal(f"{root}: scheduler/scheduler_config.json is missing: it says what the model predicts and on which "
+                  "path; save the scheduler there")
+
+
+def _scheduler(config: Mapping[str, Any]) -> tuple[Path, Kind, float, float, float]:
+    """(path, prediction, scale and offset of the net's timestep, shift of the sampler's times)."""
+    name = config.get("_class_name", "")
+    if name not in CHAINS + FLOWS:
+        raise Refusal(f"scheduler_config.json: no path is known for a {name or 'scheduler without _class_name'}"
+                      f"{nearest(name, CHAINS + FLOWS)}")
+    import diffusers
+
+    kind = getattr(diffusers, name)
+    try:
+        scheduler = kind.from_config({k: v for k, v in config.items() if not k.startswith("_")})
+    except (ValueError, TypeError, NotImplementedError) as error:
+        raise Refusal(f"scheduler_config.json: diffusers cannot build a {name} from it: {error}") from error
+    settings = scheduler.config  # with the defaults of its class filled in
+    steps = float(settings["num_train_timesteps"])
+    for key in ("use_dynamic_shifting", "invert_sigmas", "use_flow_sigmas"):
+        if settings.get(key):
+            raise Refusal(f"scheduler_config.json: {_WHY[key]}")
+    if name in FLOWS:
+        return Linear(), "v", steps, 0.0, float(settings["shift"])
+    if settings.get("timestep_type", "discrete") != "discrete":
+        raise Refusal("scheduler_config.json: timestep_type 'continuous' asks the model at log sigma / 4, and only "
+                      "models asked at discrete times can be teachers")
+    if config.get("predict_epsilon") is False:  # a key of the first versions, which diffusers now passes over
+        raise Refusal("scheduler_config.json: predict_epsilon false is now called prediction_type 'sample': write that")
+    prediction = settings["prediction_type"]
+    if prediction not in PREDICTIONS:
+        raise Refusal(f"scheduler_config.json: no prediction_type {prediction!r} on this path"
+                      f"{nearest(str(prediction), PREDICTIONS)}")
+    return _chain(scheduler), PREDICTIONS[prediction], steps, -1.0, 1.0
+
+
+def _chain(scheduler: Any) -> Tabulated:
+    """The path of a scheduler's betas: by the schedule's name where we know it, else written out."""
+    settings = scheduler.config
+    start, end, steps = (settings[k] for k in ("beta_start", "beta_end", "num_train_timesteps"))
+    schedule, betas = settings["beta_schedule"], scheduler.betas.double()
+    if settings.get("rescale_betas_zero_snr"):
+        # As diffusers' own solvers do: alpha_bar ends at 2^-24, not at 0, where eps would say nothing of x0.
+        betas[-1] = 1 - 2.0**-24 / (1 - betas[:-1]).prod()
+    elif settings["trained_betas"] is None and schedule in ("linear", "scaled_linear", "squaredcos_cap_v2"):
+        return Tabulated(schedule, steps, start, end)
+    if len(betas) != steps:
+        raise Refusal(f"scheduler_config.json: {len(betas)} trained_betas for {steps} num_train_timesteps; "
+                      "they must be as many")
+    return Tabulated(betas=tuple(betas.tolist()))
+
+
+_WHY = {
+    "use_dynamic_shifting": "use_dynamic_shifting makes the shift depend on the size of the image; set it to false "
+                            "and shift to the value for the size you want (exp(mu) for the exponential kind)",
+    "invert_sigmas": "invert_sigmas runs time backwards, which is no path here; only false can be a teacher",
+    "use_flow_sigmas": "use_flow_sigmas is flow matching under another scheduler; "
+                       "save a FlowMatchEulerDiscreteScheduler with shift set to flow_shift instead",
+}
