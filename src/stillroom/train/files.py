@@ -1,0 +1,78 @@
+"""Writing so that a kill or a full disk leaves either the old file or the new one, never half of one."""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from stillroom.settings import Refusal
+
+
+def sync(path: Path) -> None:
+    """To the disk: a file's bytes, or a folder's names."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_atomically(path: Path, content: str | bytes) -> None:
+    new = path.with_name(f".{path.name}.new")
+    try:
+        new.write_bytes(content.encode() if isinstance(content, str) else content)
+        sync(new)
+        new.replace(path)
+        sync(path.parent)
+    except OSError as error:
+        new.unlink(missing_ok=True)
+        raise Refusal(f"{path} could not be written: {error.strerror}; free some space and go on") from error
+
+
+@contextmanager
+def folder_written_atomically(path: Path) -> Iterator[Path]:
+    """A folder to fill under a temporary name; it gets its own name only when everything in it is on the disk."""
+    new = path.with_name(f".{path.name}.new")
+    shutil.rmtree(new, ignore_errors=True)
+    try:
+        new.mkdir(parents=True)
+        yield new
+        for file in new.rglob("*"):
+            sync(file)
+        sync(new)
+        if path.exists():  # a rename cannot replace a folder that is not empty
+            old = path.with_name(f".{path.name}.old")
+            shutil.rmtree(old, ignore_errors=True)
+            path.rename(old)
+            new.rename(path)
+            shutil.rmtree(old)
+        else:
+            new.rename(path)
+        sync(path.parent)
+    except BaseException as error:
+        shutil.rmtree(new, ignore_errors=True)
+        if _is_disk(error):
+            reason = getattr(error, "strerror", None) or str(error)
+            raise Refusal(f"{path} could not be written: {reason}; what was there before is untouched") from error
+        raise
+
+
+def _is_disk(error: BaseException) -> bool:
+    # safetensors reports a full disk as its own error, with the system's words in the text
+    return isinstance(error, OSError) or type(error).__name__ == "SafetensorError"
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise Refusal(f"{path}: not readable: {error}") from None

@@ -1,0 +1,291 @@
+"""The loop. It knows no method: it asks a recipe for losses and carries them out, exactly and resumably.
+
+One step k, over micro-batches m:  losses(batch_km, turn_km) -> each due role's backward over its own parameters ->
+gradients averaged role by role over processes -> finite? -> clip, step, average -> after(batch_k).
+"""
+
+import math
+import signal
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stillroom.data import Batch, Loader, Source
+from stillroom.settings import Refusal, Run, seed_of
+from stillroom.train import checkpoint
+from stillroom.train.folder import RunFolder
+from stillroom.train.learner import Learner, freeze_rest
+from stillroom.train.pictures import save_preview
+from stillroom.train.product import save_product
+from stillroom.train.reach import Reach
+from stillroom.train.recipe import Recipe, Terms
+from stillroom.train.schedule import Schedule
+from stillroom.train.shard import shard
+from stillroom.train.turn import Noise, Turn
+from stillroom.train.watch import Silent, Watch
+from stillroom.train.world import World
+
+SYNC_EVERY = 10
+"""Steps between looks at the losses on an accelerator: each look waits for the device."""
+
+
+class Interrupted(Refusal):
+    """The user asked the run to stop; it stopped between two steps, with a checkpoint."""
+
+
+def join(micros: Sequence[Batch]) -> Batch:
+    x, y = zip(*micros, strict=True)
+    return Batch(torch.cat(x), None if y[0] is None else torch.cat(y))
+
+
+class Trainer:
+    def __init__(self, recipe: Recipe, settings: Run, sources: Mapping[str, Source], world: World,
+                 folder: RunFolder | None = None, watch: Watch | None = None):
+        self.recipe, self.settings, self.sources, self.world = recipe, settings, sources, world
+        self.folder, self.watch = folder, watch or Silent()
+        self.roles = dict(recipe.roles())
+        self.schedule = Schedule(recipe.stages(), self.roles)
+        self.micros = settings.accumulate
+        if settings.batch % (self.micros * world.size):
+            raise Refusal(
+                f"batch = {settings.batch} does not divide into {self.micros} micro-batches on {world.size} processes"
+            )
+        if settings.shard:
+            shard(self.roles, world)
+        self.learners = {n: Learner(n, role, self.schedule.updates(n, 0)) for n, role in self.roles.items()}
+        freeze_rest(self.roles.values(), [p for w in self.learners.values() for p in w.parameters.values()])
+        self.autocast = settings.precision == "bfloat16"
+        self.checkpoint_every = settings.checkpoint_every or max(1, min(1000, self.schedule.steps // 8))
+        self.step, self.seconds = 0, 0.0
+        self.window: dict[str, list[float]] = {}  # sum and count of every term since the last row
+        self.since_checkpoint: dict[str, list[float]] = {}  # the same, for the stage's best metric
+        self.reach = Reach()
+        self.pending: list[tuple[int, list[str], Tensor]] = []
+
+    # ---- one step ----
+
+    def make_turn(self, step: int, roles: frozenset[str], noise: Noise, micro: int | None) -> Turn:
+        return Turn(step=step, stage=self.schedule.at(step).name, roles=roles, batch=self.settings.batch,
+                    micros=self.micros, world=self.world, noise=noise, micro=micro)
+
+    def forward(self, batch: Mapping[str, Batch], turn: Turn, micro: int) -> Mapping[str, Terms]:
+        # Dropout and the like draw from torch's own generator: it too is a function of (seed, step, micro, rank).
+        torch.manual_seed(seed_of(self.settings.seed, "network", turn.step, micro, self.world.rank))
+        with torch.autocast(self.world.device.type, torch.bfloat16, enabled=self.autocast):
+            losses = self.recipe.losses(batch, turn)
+        due = {name for name in self.roles if name in turn}
+        if set(losses) != due:
+            raise Refusal(f"losses of step {turn.step} answer for {sorted(losses)}, but in turn are {sorted(due)}")
+        return losses
+
+    def backward(self, losses: Mapping[str, Terms], turn: Turn) -> None:
+        for i, (name, terms) in enumerate(losses.items()):
+            learner = self.learners[name]
+            parameters = list(learner.parameters.values())
+            turn.keeps_graph = i < len(losses) - 1
+            if self.settings.shard:
+                self.backward_alone(learner, terms, turn)
+            else:
+                learner.role.backward(terms, parameters, turn)
+
+    def backward_alone(self, learner: Learner, terms: Terms, turn: Turn) -> None:
+        """FSDP2 hangs gradients on gathered copies, which `inputs` cannot name: what leaks to other roles is undone."""
+        others = [p for w in self.learners.values() if w is not learner for p in w.parameters.values()]
+        before = [p.grad for p in others]
+        for p in others:
+            p.grad = None
+        learner.role.backward(terms, None, turn)
+        for p, gradient in zip(others, before, strict=True):
+            p.grad = gradient
+
+    def train_step(self, micros: Sequence[Mapping[str, Batch]]) -> None:
+        due = self.schedule.due(self.step)
+        noise = Noise(self.settings.seed, self.step, self.world.device)
+        totals: dict[str, Tensor] = {}
+        for m, batch in enumerate(micros):
+            turn = self.make_turn(self.step, due, noise, m)
+            losses = self.forward(batch, turn, m)
+            if m == 0 and not self.settings.shard:
+                self.reach.probe(losses, self.learners, self.step)
+            for name, terms in losses.items():
+                for term, value in terms.items():
+                    key = f"{name}/{term}"
+                    totals[key] = totals.get(key, 0) + value.detach().float().mean() / self.micros  # pyright: ignore
+            self.backward(losses, turn)
+            del losses
+        learners = [self.learners[n] for n in self.roles if n in due]
+        for learner in learners:
+            if not self.settings.shard:
+                self.world.average_gradients(list(learner.parameters.values()))
+        norms = {learner.name: learner.gradient_norm() for learner in learners}
+        values = self.world.mean(torch.stack(list(totals.values()))) if totals else torch.zeros(0)
+        names = [*totals, *(f"{n}/gradient" for n in norms)]
+        norm_values = [n.detach().float().reshape(1).to(values.device) for n in norms.values()]
+        self.pending.append((self.step, names, torch.cat([values, *norm_values])))
+        if self.world.device.type == "cpu" or self.step % SYNC_EVERY == SYNC_EVERY - 1:
+            self.look()
+        for learner in learners:
+            learner.step(norms[learner.name])
+        whole = {key: join([batch[key] for batch in micros]) for key in micros[0]} if micros else {}
+        with torch.no_grad():
+            self.recipe.after(whole, self.make_turn(self.step, due, noise, None))
+
+    def look(self) -> None:
+        """Reads the losses of the steps since the last look, and stops at the first that is not finite."""
+        for step, names, values in self.pending:
+            for name, value in zip(names, values.tolist(), strict=True):
+                if not math.isfinite(value):
+                    self.stop_at(step, name, value)
+                for window in (self.window, self.since_checkpoint):
+                    entry = window.setdefault(name, [0.0, 0])
+                    entry[0] += value
+                    entry[1] += 1
+        self.pending = []
+
+    def stop_at(self, step: int, name: str, value: float) -> None:
+        role, _, term = name.rpartition("/")
+        kept = self.folder.shelf.steps()[-1:] if self.folder else []
+        where = f"the checkpoint of step {kept[0]} is good" if kept else "there is no checkpoint yet"
+        raise Refusal(f"role {role}: {term} became {value} at step {step}; {where}; lower the rate or clip, and resume")
+
+    # ---- the run ----
+
+    def device_batch(self, micros: Mapping[str, list[Batch]]) -> list[dict[str, Batch]]:
+        def move(batch: Batch) -> Batch:
+            x = batch.x.to(self.world.device, non_blocking=True)
+            return Batch(x, None if batch.y is None else batch.y.to(self.world.device, non_blocking=True))
+
+        return [{name: move(parts[m]) for name, parts in micros.items()} for m in range(self.micros)]
+
+    @contextmanager
+    def loaders(self, cursors: Mapping[str, dict]):
+        with ExitStack() as stack:
+            yield {
+                name: stack.enter_context(
+                    Loader(source, seed=self.settings.seed, batch=self.settings.batch, micros=self.micros,
+                           rank=self.world.rank, world=self.world.size, start=self.step, cursor=cursors.get(name))
+                )
+                for name, source in self.sources.items()
+            }
+
+    def enter_stages(self) -> None:
+        for stage in self.schedule.entering(self.step):
+            torch.manual_seed(seed_of(self.settings.seed, "enter", stage.name))
+            stage.enter()
+            for name in stage.fresh:
+                self.learners[name].fresh()
+                self.learners[name].total = self.schedule.updates(name, self.step)
+
+    def fit(self, cursors: Mapping[str, dict] | None = None) -> None:
+        """From the current step to the end. State at step k is that before stage k's `enter`, so a resume repeats it."""
+        with self.loaders(cursors or {}) as loaders, self.stop_between_steps() as asked, ExitStack() as stack:
+            self.watch.started(type(self.recipe).__name__, self.step, self.schedule.steps)
+            clock, row_clock, row_step = time.perf_counter(), time.perf_counter(), self.step
+            stack.callback(self.watch.ended)
+            while self.step < self.schedule.steps:
+                self.enter_stages()
+                self.train_step(self.device_batch({n: loader.at(self.step) for n, loader in loaders.items()}))
+                self.step += 1
+                now = time.perf_counter()
+                self.seconds, clock = self.seconds + now - clock, now
+                if self.step % self.settings.log_every == 0 or self.step == self.schedule.steps:
+                    self.look()
+                    self.log_row((self.step - row_step) / (now - row_clock))
+                    row_clock, row_step = now, self.step
+                if self.settings.sample_every and self.step % self.settings.sample_every == 0:
+                    self.draw_preview()
+                ended = self.step == self.schedule.steps
+                if ended or asked() or self.step % self.checkpoint_every == 0:
+                    self.look()
+                    self.save({n: loader.cursor(self.step - 1) for n, loader in loaders.items()})
+                if asked() and not ended:
+                    raise Interrupted(f"stopped at step {self.step}; go on with: stillroom resume {self.settings.out}")
+        self.enter_stages()  # closed-form stages after the last step
+
+    def log_row(self, pace: float) -> None:
+        row: dict[str, Any] = {"step": self.step, "stage": self.schedule.at(self.step - 1).name}
+        row |= {"seconds": round(self.seconds, 3), "steps_per_second": round(pace, 3)}
+        row |= {name: total / count for name, (total, count) in self.window.items()}
+        row |= {f"{n}/rate": w.rate for n, w in self.learners.items() if w.updates}
+        self.window = {}
+        for note in self.reach.complaints(self.step):
+            self.watch.note(note)
+        if self.world.first:
+            self.watch.row(row)
+            if self.folder:
+                self.folder.append(row)
+
+    def draw_preview(self) -> None:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            pictures = dict(self.recipe.preview())
+        if self.world.first and self.folder:
+            save_preview(self.folder.path / "samples", self.step, pictures)
+
+    # ---- state ----
+
+    @cached_property
+    def frozen(self) -> str:
+        return checkpoint.frozen_digest(self.learners)
+
+    def state(self, cursors: Mapping[str, dict]) -> dict[str, Any]:
+        return {
+            "step": self.step, "seconds": self.seconds, "recipe": type(self.recipe).__name__,
+            "updates": {n: w.updates for n, w in self.learners.items()},
+            "window": self.window, "reach": self.reach.state(), "cursors": dict(cursors),
+            "frozen": self.frozen,
+        }
+
+    def save(self, cursors: Mapping[str, dict]) -> None:
+        metric = self.schedule.at(self.step - 1).best
+        total, count = self.since_checkpoint.get(metric, (0.0, 0))
+        self.since_checkpoint = {}
+        if self.folder is None:
+            return
+        shelf = self.folder.shelf
+        groups = checkpoint.collect(self.learners, self.recipe.memory())
+        checkpoint.save(shelf.path(self.step), groups, self.state(cursors), self.world.first)
+        if self.world.first:
+            shelf.offer(self.step, metric, total / count if count else None)
+            shelf.prune()
+
+    def restore(self, step: int) -> dict[str, dict]:
+        """Loads a checkpoint in place; returns the cursors of its streams."""
+        assert self.folder
+        state = checkpoint.load(self.folder.shelf.path(step), self.learners, self.recipe.memory())
+        if state["recipe"] != type(self.recipe).__name__:
+            raise Refusal(f"{self.folder.path}: its checkpoint is of {state['recipe']}, not of {type(self.recipe).__name__}")
+        if state["frozen"] != self.frozen:
+            raise Refusal(f"{self.folder.path}: weights that this run keeps frozen are not those it began with")
+        self.step, self.seconds, self.window = state["step"], state["seconds"], state["window"]
+        self.reach = Reach.of(state["reach"])
+        for name, learner in self.learners.items():
+            learner.total = self.schedule.updates(name, max(0, self.step - 1))
+        return state["cursors"]
+
+    def finish(self) -> None:
+        """The last picture, and the product."""
+        self.draw_preview()
+        if self.folder:
+            save_product(self.recipe.product(), self.folder.path / "product", self.world.first)
+
+    @contextmanager
+    def stop_between_steps(self):
+        """Ctrl-C and SIGTERM wait for the end of the step. Not across processes: they would stop at different steps."""
+        asked: list[int] = []
+        if self.world.size > 1:
+            yield lambda: False
+            return
+        try:
+            old = {s: signal.signal(s, lambda number, _frame: asked.append(number)) for s in (signal.SIGINT, signal.SIGTERM)}
+        except ValueError:  # not the main thread, which alone may set handlers
+            old = {}
+        try:
+            yield lambda: bool(asked)
+        finally:
+            for number, handler in old.items():
+                signal.signal(number, handler)

@@ -1,0 +1,134 @@
+"""The seam between methods and machinery: what a recipe says, and nothing of how it is carried out."""
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from stillroom.settings import Optimizer, Run
+
+if TYPE_CHECKING:
+    from stillroom.train.turn import Turn
+
+Terms = Mapping[str, Tensor]
+
+
+class Average(nn.Module):
+    """An exponential average of a module's weights, which a recipe may read and only the trainer advances.
+
+    The decay of the n-th update is min(decay, (1+n)/(10+n)), so that a short run is not an average of its start.
+    """
+
+    updates: Tensor
+
+    def __init__(self, module: nn.Module, decay: float = 0.999):
+        super().__init__()
+        self.module = copy.deepcopy(module).requires_grad_(False).eval()
+        self.decay = decay
+        self.register_buffer("updates", torch.zeros((), dtype=torch.long))
+
+    def forward(self, *args, **kwargs):
+        return self.module(*args, **kwargs)
+
+    @torch.no_grad()
+    def update(self, module: nn.Module) -> None:
+        n = int(self.updates)
+        decay = min(self.decay, (1 + n) / (10 + n))
+        mine, new = list(self.module.parameters()), [p.detach() for p in module.parameters()]
+        torch._foreach_lerp_(mine, new, 1 - decay)
+        for a, b in zip(self.module.buffers(), module.buffers(), strict=True):
+            a.copy_(b)
+        self.updates += 1
+
+
+def mean_backward(terms: Terms, parameters: Sequence[Tensor] | None, turn: "Turn") -> None:
+    """Gradients of the sum of the terms' means, over this role's parameters alone."""
+    loss = sum(term.mean() for term in terms.values()) / turn.micros
+    torch.autograd.backward(loss, inputs=parameters, retain_graph=turn.keeps_graph)
+
+
+@dataclass(frozen=True)
+class Role:
+    """One thing that learns."""
+
+    module: nn.Module
+    optimizer: Optimizer
+    trains: str = ""  # a regular expression on parameter names; the others stay as they are
+    every: int = 1  # takes its turn on every k-th step, at the end of each k
+    average: Average | None = None
+    backward: Callable[[Terms, Sequence[Tensor] | None, "Turn"], None] = mean_backward
+
+
+def nothing() -> None:
+    """A stage that needs no preparation."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Part of a run. `enter` runs before its first step; with steps=0 it is all the stage does (a closed form)."""
+
+    name: str
+    steps: int
+    roles: tuple[str, ...] = ()  # who may take turns; () means all
+    enter: Callable[[], None] = nothing
+    fresh: tuple[str, ...] = ()  # roles whose optimizer and average start anew here
+    best: str = ""  # "role/term" whose lowest mean marks the checkpoint to keep
+
+
+@dataclass(frozen=True)
+class Ref:
+    """A model that a product stands on, by place and by hash of its weights."""
+
+    path: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Product:
+    """What a run leaves for its user. The part named like the kind is what `stillroom.load` returns."""
+
+    kind: str
+    parts: Mapping[str, nn.Module | Tensor]
+    card: Mapping[str, Any] = field(default_factory=dict)
+    base: Ref | None = None
+
+
+class Recipe:
+    """The mathematics of one method. Advances no optimizer, average, file or counter.
+
+    A recipe of the command line has `Settings`, a frozen dataclass extending `settings.Run`, and is constructed as
+    `Recipe(settings, **sources)` with one source per name in `inputs`.
+    """
+
+    Settings: ClassVar[type[Run]] = Run
+    inputs: ClassVar[tuple[str, ...]] = ()  # () makes "needs no data" structural
+
+    def roles(self) -> Mapping[str, Role]:
+        return {}
+
+    def stages(self) -> Sequence[Stage]:
+        raise NotImplementedError
+
+    def losses(self, batch: Mapping[str, Any], turn: "Turn") -> Mapping[str, Terms]:
+        """{role: {term: scalar or [B]}} for the roles in turn."""
+        raise NotImplementedError
+
+    def check(self, batch: Mapping[str, Any]) -> None:
+        """Before the first step: refuse what cannot work, an untrained teacher above all."""
+
+    def after(self, batch: Mapping[str, Any], turn: "Turn") -> None:
+        """Once per step, when all roles have moved: push a bank, clamp images."""
+
+    def memory(self) -> Mapping[str, nn.Module | Tensor]:
+        """What else a checkpoint must hold. Tensors are restored in place."""
+        return {}
+
+    def preview(self) -> Mapping[str, Tensor]:
+        """Pictures for people: images [N, C, H, W] in [-1, 1], or points [N, 2], by name."""
+        return {}
+
+    def product(self) -> Product:
+        raise NotImplementedError

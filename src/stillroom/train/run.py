@@ -1,0 +1,196 @@
+"""Starting a run, planning one, and going on with one."""
+
+import dataclasses
+import importlib.metadata
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from stillroom.data import Source, Tensors, open_source
+from stillroom.settings import Images, Refusal, Run, from_mapping, read_toml, seed_of
+from stillroom.train import trial
+from stillroom.train.folder import RunFolder, machine, now
+from stillroom.train.loop import Trainer
+from stillroom.train.recipe import Recipe
+from stillroom.train.track import tracked
+from stillroom.train.watch import Lines, Watch
+from stillroom.train.world import World, open_world
+
+Make = Callable[..., Recipe]
+"""A recipe class, or anything that takes (settings, **sources) and gives a recipe."""
+
+
+def sources_of(make: Make, settings: Run, given: Mapping[str, Any] | None) -> dict[str, Source]:
+    """One source per input that the recipe names: given by the caller (tensors will do), or opened from settings."""
+    given = dict(given or {})
+    names = getattr(make, "inputs", tuple(given))
+    for name in given:
+        if name not in names:
+            raise Refusal(f"{getattr(make, '__name__', 'this recipe')} has no input {name!r}; it reads {list(names)}")
+    out = {}
+    for name in names:
+        if name in given:
+            out[name] = as_source(given[name])
+        elif isinstance(settings, Images):
+            out[name] = open_source(dataclasses.replace(settings, data=getattr(settings, name)))
+        else:
+            raise Refusal(f"input {name!r} is missing: give it, or extend settings.Images to open it by path")
+    return out
+
+
+def as_source(thing: Any) -> Source:
+    """Tensors x, or (x, y), as a source; a source as it is."""
+    if isinstance(thing, torch.Tensor):
+        return Tensors(thing)
+    return Tensors(*thing) if isinstance(thing, tuple) else thing
+
+
+@contextmanager
+def prepared(make: Make, settings: Run, given: Mapping[str, Any] | None, folder: RunFolder | None, watch: Watch | None,
+             world: World) -> Iterator[Trainer]:
+    """A trainer whose recipe was built on the device and from the seed, so that it can be built the same again."""
+    sources = sources_of(make, settings, given)
+    torch.manual_seed(seed_of(settings.seed, "init"))
+    with torch.device(world.device):
+        recipe = make(settings, **sources)
+    with tracked(settings, world, watch or Lines()) as told:
+        yield Trainer(recipe, settings, sources, world, folder, told)
+
+
+def first_batch(trainer: Trainer) -> list:
+    with trainer.loaders({}) as loaders:
+        return trainer.device_batch({name: loader.at(0) for name, loader in loaders.items()})
+
+
+def settle_precision(trainer: Trainer, batch: list) -> list[str]:
+    """Replaces precision = auto by what is faster here. The choice goes into the resolved settings and stays."""
+    if trainer.settings.precision != "auto":
+        return []
+    if not trainer.roles or trainer.schedule.steps == 0:
+        trainer.settings = dataclasses.replace(trainer.settings, precision="float32")
+        return []
+    chosen, note = trial.precision(trainer, batch)
+    trainer.settings = dataclasses.replace(trainer.settings, precision=chosen)
+    return [note]
+
+
+def start(make: Make, settings: Run, name: str, given: Mapping[str, Any] | None = None,
+          watch: Watch | None = None) -> Path:
+    """A new run from its first step to its product. Returns its folder."""
+    with open_world(settings.device) as world:
+        if (settings.out / "settings.toml").exists():
+            raise Refusal(
+                f"{settings.out} already holds a run: go on with it (stillroom resume {settings.out}), "
+                "or choose another folder with --out"
+            )
+        world.wait()
+        with prepared(make, settings, given, None, watch, world) as trainer:
+            batch = first_batch(trainer)
+            trainer.recipe.check(batch[0])
+            notes = settle_precision(trainer, batch)
+            folder = RunFolder(settings.out, settings.keep, world.first)
+            try:
+                trainer.folder = folder
+                for note in notes:
+                    trainer.watch.note(note)
+                if world.first:
+                    folder.write_info(info(trainer, name, notes))
+                    folder.write_settings(name, trainer.settings)
+                carry_out(trainer, {})
+            finally:
+                folder.close()
+    return settings.out
+
+
+def resume(path: Path, find: Callable[[str], Make], given: Mapping[str, Any] | None = None,
+           watch: Watch | None = None) -> Path:
+    """Goes on from the last good checkpoint. `find` turns the recipe's name in settings.toml into the recipe."""
+    name, settings, make = read_run(path, find)
+    with open_world(settings.device) as world:
+        folder = RunFolder(path, settings.keep, world.first)
+        try:
+            with prepared(make, settings, given, folder, watch, world) as trainer:
+                cursors = {}
+                step, complaints = folder.shelf.last_good()
+                for complaint in complaints:
+                    trainer.watch.note(complaint)
+                if complaints and step is None:
+                    trainer.watch.note("no checkpoint is left: the run starts again from its first step")
+                world.wait()
+                if world.first:
+                    folder.shelf.forget_after(step or 0)
+                    folder.rewind(step or 0)
+                    old = folder.read_info()
+                    session = {"start_step": step or 0, "started": now()}
+                    folder.write_info(old | {"sessions": [*old["sessions"], session]})
+                world.wait()
+                if step is not None:
+                    cursors = trainer.restore(step)
+                carry_out(trainer, cursors)
+        finally:
+            folder.close()
+    return path
+
+
+def read_run(path: Path, find: Callable[[str], Make]) -> tuple[str, Run, Make]:
+    """Name, settings and recipe of a run folder."""
+    if not (path / "settings.toml").is_file():
+        raise Refusal(f"{path}: not a run folder; it has no settings.toml")
+    values = read_toml(path / "settings.toml")
+    if "recipe" not in values:
+        raise Refusal(f"{path}/settings.toml: 'recipe' is missing")
+    name = values.pop("recipe")
+    make = find(name)
+    declared = getattr(make, "Settings", Run)
+    settings = from_mapping(declared, values | {"out": str(path)}, f"{path}/settings.toml")
+    return name, settings, make
+
+
+def carry_out(trainer: Trainer, cursors: Mapping[str, dict]) -> None:
+    trainer.fit(cursors)
+    trainer.finish()
+    folder = trainer.folder
+    if folder and trainer.world.first:
+        folder.write_info(folder.read_info() | {"finished": now(), "seconds": round(trainer.seconds, 3)})
+
+
+def info(trainer: Trainer, name: str, notes: list[str]) -> dict[str, Any]:
+    return {
+        "recipe": name,
+        "stillroom": importlib.metadata.version("stillroom"),
+        "created": now(),
+        "finished": None,
+        "seconds": 0.0,
+        "machine": machine(trainer.world.device),
+        "processes": trainer.world.size,
+        "parameters": {n: sum(p.numel() for p in w.parameters.values()) for n, w in trainer.learners.items()},
+        "steps": trainer.schedule.steps,
+        "precision": trainer.settings.precision,
+        "inputs": {n: {"name": s.name, "shape": list(s.shape), "count": _count(s)} for n, s in trainer.sources.items()},
+        "notes": notes,
+        "sessions": [{"start_step": 0, "started": now()}],
+    }
+
+
+def _count(source: Source) -> int | None:
+    return len(source) if hasattr(source, "__len__") else None
+
+
+def make_plan(make: Make, settings: Run, given: Mapping[str, Any] | None = None, watch: Watch | None = None) -> trial.Plan:
+    """What the run would cost, from a few steps that leave nothing behind."""
+    with open_world(settings.device) as world:
+        untracked = dataclasses.replace(settings, track="none")
+        with prepared(make, untracked, given, None, watch, world) as trainer:
+            batch = first_batch(trainer)
+            trainer.recipe.check(batch[0])
+            for note in settle_precision(trainer, batch):
+                trainer.watch.note(note)
+            with trainer.loaders({}) as loaders:
+                return trial.plan(
+                    trainer,
+                    lambda step: trainer.device_batch({n: loader.at(step) for n, loader in loaders.items()}),
+                    trainer.settings.precision,
+                )

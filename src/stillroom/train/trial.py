@@ -1,0 +1,96 @@
+"""Trial steps that change nothing: how fast each precision is here, and what a run would cost."""
+
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from stillroom.data import Batch
+from stillroom.train.loop import Trainer
+from stillroom.train.turn import Noise
+
+ROUNDS = 3
+WORTH = 0.8
+"""bfloat16 is taken only when its step takes at most this share of a float32 step."""
+
+
+def _seconds(trainer: Trainer, micros: Sequence[Mapping[str, Batch]], bfloat16: bool) -> float:
+    """Forward and backward of one micro-batch with every role of the first stage in turn."""
+    stage = trainer.schedule.at(0)
+    roles = frozenset(n for n in trainer.roles if trainer.schedule.takes_part(n, stage))
+    noise = Noise(trainer.settings.seed, 0, trainer.world.device)
+    trainer.autocast = bfloat16
+    _wait(trainer)
+    start = time.perf_counter()
+    turn = trainer.make_turn(0, roles, noise, 0)
+    trainer.backward(trainer.forward(micros[0], turn, 0), turn)
+    _wait(trainer)
+    spent = time.perf_counter() - start
+    for learner in trainer.learners.values():
+        learner.optimizer.zero_grad(set_to_none=True)
+    return spent
+
+
+def _wait(trainer: Trainer) -> None:
+    if trainer.world.device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def precision(trainer: Trainer, micros: Sequence[Mapping[str, Batch]]) -> tuple[str, str]:
+    """The faster precision, and a note for people. Interleaved, medians, after one warm-up each."""
+    modules = {n: role.module for n, role in trainer.roles.items()}
+    buffers = [(b, b.clone()) for module in modules.values() for b in module.buffers()]
+    times: dict[bool, list[float]] = {False: [], True: []}
+    for i in range(ROUNDS + 1):
+        for bfloat16 in (False, True):
+            spent = _seconds(trainer, micros, bfloat16)
+            if i > 0:
+                times[bfloat16].append(spent)
+    with torch.no_grad():
+        for b, before in buffers:
+            b.copy_(before)
+    slow, fast = statistics.median(times[False]), statistics.median(times[True])
+    chosen = trainer.world.same("bfloat16" if fast < WORTH * slow else "float32")
+    trainer.autocast = chosen == "bfloat16"
+    return chosen, f"precision: {chosen} (a step takes {1e3 * slow:.1f} ms in float32, {1e3 * fast:.1f} ms in bfloat16)"
+
+
+@dataclass(frozen=True)
+class Plan:
+    parameters: dict[str, int]
+    memory_gib: float
+    seconds_per_step: float
+    steps: int
+    precision: str
+
+    @property
+    def total_seconds(self) -> float:
+        return self.seconds_per_step * self.steps
+
+
+def plan(trainer: Trainer, batches, precision_name: str) -> Plan:
+    """A cycle of real steps, in memory only, with every role's turn in it; the first is left out of the time.
+
+    batches: step -> that step's micro-batches. Memory is the process's peak so far: code, data and model.
+    """
+    device = trainer.world.device
+    cycle = max(1, *(role.every for role in trainer.roles.values())) if trainer.roles else 1
+    cycle = max(2, min(cycle, trainer.schedule.steps))
+    trainer.train_step(batches(0))
+    _wait(trainer)
+    start = time.perf_counter()
+    for _ in range(cycle):
+        trainer.step = min(trainer.step + 1, trainer.schedule.steps - 1)
+        trainer.train_step(batches(trainer.step))
+    _wait(trainer)
+    spent = (time.perf_counter() - start) / cycle
+    if device.type == "cuda":
+        memory = torch.cuda.max_memory_allocated(device)
+    else:
+        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    counts = {n: sum(p.numel() for p in w.parameters.values()) for n, w in trainer.learners.items()}
+    return Plan(counts, memory / 2**30, spent, trainer.schedule.steps, precision_name)

@@ -1,0 +1,379 @@
+"""The trainer adds nothing, loses nothing, and stops where it should."""
+
+import json
+import re
+
+import pytest
+import torch
+from plain_loop import plain
+from three_roles import Generator, Settings, ThreeRoles, points
+from torch import nn
+
+from stillroom.settings import Optimizer, Refusal, Run
+from stillroom.train import Average, Product, Recipe, Role, Silent, Stage, load, resume, start
+from stillroom.train.checkpoint import Shelf
+from stillroom.train.folder import read_rows
+from stillroom.train.learner import rate
+
+
+def settings(out, **more):
+    return Settings(**{"out": out, "precision": "float32", "log_every": 1, "checkpoint_every": 20, **more})
+
+
+def train(out, **more):
+    return start(ThreeRoles, settings(out, **more), "three", {"data": points()}, Silent())
+
+
+def weights(out):
+    from stillroom.train import load_product
+
+    parts = load_product(out).parts
+    return {**parts["generator"].state_dict(), "bank": parts["bank"]}
+
+
+def same(a, b, tolerance=0.0):
+    return all(torch.allclose(a[k], b[k], rtol=0, atol=tolerance) for k in a.keys() | b.keys())
+
+
+def test_equals_a_plain_loop_bit_for_bit(tmp_path):
+    train(tmp_path / "run")
+    rows, student, bank = plain(points(), Generator, 60, 16)
+    logged = [{k: v for k, v in r.items() if k in by_hand} for r, by_hand in
+              zip(read_rows(tmp_path / "run/metrics.jsonl"), rows, strict=True)]
+    assert logged == rows
+    assert same(weights(tmp_path / "run"), {**student.state_dict(), "bank": bank})
+
+
+def test_two_micro_batches_equal_one_double_batch(tmp_path):
+    """Without dropout, whose masks belong to a micro-batch."""
+    class Plain(ThreeRoles):
+        def __init__(self, settings, data):
+            super().__init__(settings, data)
+            self.student.net[2] = nn.Identity()
+            self.mean = Average(self.student, 0.9)
+
+    for name, micros in {"one": 1, "two": 2}.items():
+        start(Plain, settings(tmp_path / name, accumulate=micros), "plain", {"data": points()}, Silent())
+    assert same(weights(tmp_path / "one"), weights(tmp_path / "two"), 1e-6)
+
+
+def test_resume_after_each_checkpoint_is_bit_identical_and_repeats_no_row(tmp_path):
+    train(tmp_path / "whole", checkpoint_every=7, keep=100)
+    expected, rows = weights(tmp_path / "whole"), read_rows(tmp_path / "whole/metrics.jsonl")
+    for step in Shelf(tmp_path / "whole/checkpoints", 100).steps():
+        Shelf(tmp_path / "whole/checkpoints", 100).forget_after(step)
+        if step == 60:
+            continue
+        resume(tmp_path / "whole", lambda _: ThreeRoles, {"data": points()}, Silent())
+        assert same(weights(tmp_path / "whole"), expected)
+        again = read_rows(tmp_path / "whole/metrics.jsonl")
+        untimed = [{k: v for k, v in r.items() if "seconds" not in k and "per_second" not in k} for r in again]
+        assert untimed == [{k: v for k, v in r.items() if "seconds" not in k and "per_second" not in k} for r in rows]
+
+
+def test_a_late_kill_costs_little(tmp_path):
+    class Killed(Exception):
+        pass
+
+    class Dies(Silent):
+        def row(self, row):
+            if row["step"] == 800:
+                raise Killed
+
+    with pytest.raises(Killed):
+        start(ThreeRoles, Settings(out=tmp_path / "run", steps=1000, precision="float32"), "three",
+              {"data": points()}, Dies())
+    resume(tmp_path / "run", lambda _: ThreeRoles, {"data": points()}, Silent())
+    sessions = json.loads((tmp_path / "run/run.json").read_text())["sessions"]
+    assert 1000 - sessions[1]["start_step"] < 0.35 * 1000
+
+
+def damaged(tmp_path, how):
+    train(tmp_path / "run", checkpoint_every=20, keep=10)
+    expected = weights(tmp_path / "run")
+    how(Shelf(tmp_path / "run/checkpoints", 10))
+    notes = []
+
+    class Listens(Silent):
+        def note(self, text):
+            notes.append(text)
+
+    resume(tmp_path / "run", lambda _: ThreeRoles, {"data": points()}, Listens())
+    assert same(weights(tmp_path / "run"), expected)
+    return notes
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[:-10])
+
+
+def flip(path, at=0.5):
+    content = bytearray(path.read_bytes())
+    content[int(at * len(content))] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("harm", [truncate, flip, lambda path: path.unlink()])
+@pytest.mark.parametrize("name", ["roles.safetensors", "optimizers.safetensors", "state.json", "manifest.json"])
+def test_a_damaged_checkpoint_falls_back_to_the_one_before_and_says_so(tmp_path, harm, name):
+    notes = damaged(tmp_path, lambda shelf: harm(shelf.path(60) / name))
+    assert any("step-00000060 is damaged" in note for note in notes)
+
+
+def test_all_checkpoints_damaged_starts_again(tmp_path):
+    def all_of_them(shelf):
+        for step in shelf.steps():
+            truncate(shelf.path(step) / "roles.safetensors")
+
+    notes = damaged(tmp_path, all_of_them)
+    assert any("starts again" in note for note in notes)
+
+
+def test_keeps_the_last_checkpoints_and_the_best(tmp_path):
+    class Judged(ThreeRoles):
+        def stages(self):
+            return [Stage("all", 60, best="fake/dsm")]
+
+    start(Judged, settings(tmp_path / "run", checkpoint_every=5, keep=2), "three", {"data": points()}, Silent())
+    shelf = Shelf(tmp_path / "run/checkpoints", 2)
+    rows = read_rows(tmp_path / "run/metrics.jsonl")
+    means = {k: sum(r["fake/dsm"] for r in rows[k - 5 : k]) / 5 for k in range(5, 61, 5)}
+    best = min(means, key=means.get)
+    assert shelf.best()["step"] == best
+    assert shelf.steps() == sorted({best, 55, 60})
+
+
+class One(Recipe):
+    """One linear role, whose losses a test can replace."""
+
+    def __init__(self, settings):
+        self.net = nn.Linear(2, 1, bias=False)
+        nn.init.ones_(self.net.weight)
+
+    def roles(self):
+        return {"net": Role(self.net, Optimizer(lr=0.1, name="sgd", betas=(0.0, 0.0)))}
+
+    def stages(self):
+        return [Stage("train", 10)]
+
+    def losses(self, batch, turn):
+        return {"net": {"sum": self.net(torch.ones(turn.batch, 2))}}
+
+    def product(self):
+        return Product("weight", {"weight": self.net.weight.detach()})
+
+
+def run_one(cls, out, **more):
+    start(cls, Run(**{"out": out, "steps": 10, "precision": "float32", "checkpoint_every": 2, **more}), "one", None, Silent())
+    return load(out)
+
+
+def test_sgd_by_hand(tmp_path):
+    assert torch.allclose(run_one(One, tmp_path / "run"), torch.ones(1, 2) - 10 * 0.1, atol=1e-6)
+
+
+def test_nan_stops_the_run_names_what_and_keeps_the_last_good_checkpoint(tmp_path):
+    class Breaks(One):
+        def losses(self, batch, turn):
+            bad = float("nan") if turn.step == 5 else 1.0
+            return {"net": {"fine": self.net(torch.ones(4, 2)), "broken": bad * self.net(torch.ones(4, 2))}}
+
+    with pytest.raises(Refusal, match=r"role net: broken became nan at step 5.*checkpoint.*4") as error:
+        run_one(Breaks, tmp_path / "run")
+    assert "\n" not in str(error.value)
+    assert Shelf(tmp_path / "run/checkpoints", 2).last_good() == (4, [])
+
+
+def test_infinite_gradients_of_a_finite_loss_stop_too(tmp_path):
+    class Steep(One):
+        def losses(self, batch, turn):
+            x = self.net(torch.ones(4, 2)) - 2  # exactly 0 at the start: the root's slope is infinite
+            return {"net": {"root": x.abs().sqrt() * x.sign().abs() + x.clamp(min=0).sqrt()}}
+
+    with pytest.raises(Refusal, match="role net: gradient became"):
+        run_one(Steep, tmp_path / "run")
+
+
+@pytest.mark.parametrize(("term", "reason"), [
+    (lambda net: net(torch.ones(4, 2)).detach(), "carries no gradient"),
+    (lambda net: torch.ones(4, requires_grad=True), "does not depend on the role's parameters"),
+])
+def test_a_term_that_cannot_reach_its_role_is_refused(tmp_path, term, reason):
+    class Cut(One):
+        def losses(self, batch, turn):
+            return {"net": {"good": self.net(torch.ones(4, 2)), "cut": term(self.net)}}
+
+    with pytest.raises(Refusal, match=f"role net: term cut {reason}"):
+        run_one(Cut, tmp_path / "run")
+
+
+def test_a_gradient_of_zero_for_a_hundred_turns_warns_once(tmp_path):
+    notes = []
+
+    class Listens(Silent):
+        def note(self, text):
+            notes.append(text)
+
+    class Idle(One):
+        def stages(self):
+            return [Stage("train", 300)]
+
+        def losses(self, batch, turn):
+            return {"net": {"good": self.net(torch.ones(4, 2)), "idle": 0 * self.net(torch.ones(4, 2))}}
+
+    start(Idle, Run(out=tmp_path / "run", steps=300, precision="float32"), "idle", None, Listens())
+    assert [n for n in notes if "net/idle" in n and "zero for" in n] == notes
+    assert len(notes) == 1
+
+
+def test_losses_must_answer_for_the_roles_in_turn(tmp_path):
+    class Forgets(One):
+        def losses(self, batch, turn):
+            return {}
+
+    with pytest.raises(Refusal, match="losses of step 0 answer for"):
+        run_one(Forgets, tmp_path / "run")
+
+
+def test_closed_form_stages_run_without_steps_and_after_them(tmp_path):
+    class Closed(One):
+        def stages(self):
+            return [Stage("set", 0, enter=lambda: self.set(3.0)), Stage("train", 10), Stage("end", 0, enter=self.double)]
+
+        @torch.no_grad()
+        def set(self, value):
+            self.net.weight.fill_(value)
+
+        @torch.no_grad()
+        def double(self):
+            self.net.weight.mul_(2)
+
+    assert torch.allclose(run_one(Closed, tmp_path / "run"), torch.full((1, 2), 2 * (3.0 - 1.0)))
+
+
+def test_a_recipe_without_roles_or_steps_is_a_closed_form(tmp_path):
+    class Ridge(Recipe):
+        def __init__(self, settings):
+            self.w = torch.zeros(2)
+
+        def stages(self):
+            return [Stage("solve", 0, enter=lambda: self.w.fill_(7.0))]
+
+        def memory(self):
+            return {"w": self.w}
+
+        def product(self):
+            return Product("weight", {"weight": self.w})
+
+    assert run_one(Ridge, tmp_path / "run").tolist() == [7.0, 7.0]
+
+
+def test_trains_only_what_it_says(tmp_path):
+    class Half(One):
+        def __init__(self, settings):
+            self.net = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
+
+        def roles(self):
+            return {"net": Role(self.net, Optimizer(lr=0.1), trains=r"^1\.")}
+
+        def product(self):
+            return Product("weight", {"weight": self.net[0].weight.detach().clone(), "b": self.net[1].weight.detach()})
+
+    torch.manual_seed(0)
+    start(Half, Run(out=tmp_path / "run", steps=10, precision="float32"), "half", None, Silent())
+    from safetensors.torch import load_file
+
+    saved = load_file(tmp_path / "run/checkpoints/step-00000010/roles.safetensors")
+    assert set(saved) == {"net/1.weight", "net/1.bias"}
+
+
+def test_a_pattern_that_matches_nothing_is_refused(tmp_path):
+    class Typo(One):
+        def roles(self):
+            return {"net": Role(self.net, Optimizer(lr=0.1), trains="wieght")}
+
+    with pytest.raises(Refusal, match="no parameter name matches"):
+        run_one(Typo, tmp_path / "run")
+
+
+def test_a_second_start_in_the_same_folder_is_refused(tmp_path):
+    run_one(One, tmp_path / "run")
+    with pytest.raises(Refusal, match="already holds a run"):
+        run_one(One, tmp_path / "run")
+
+
+def test_a_run_folder_in_use_is_refused(tmp_path):
+    import fcntl
+
+    run_one(One, tmp_path / "run")
+    with (tmp_path / "run/.lock").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(Refusal, match="another process is using this run"):
+            resume(tmp_path / "run", lambda _: One, None, Silent())
+
+
+def test_a_checkpoint_of_another_recipe_is_refused(tmp_path):
+    class Other(One):
+        pass
+
+    run_one(One, tmp_path / "run")
+    with pytest.raises(Refusal, match=r"its checkpoint is of One, not of Other"):
+        resume(tmp_path / "run", lambda _: Other, None, Silent())
+
+
+def test_weights_that_do_not_fit_are_refused_by_name(tmp_path):
+    class Wider(One):
+        def __init__(self, settings):
+            self.net = nn.Linear(3, 1, bias=False)
+
+    Wider.__name__ = "One"
+    run_one(One, tmp_path / "run")
+    with pytest.raises(Refusal, match=re.escape("'net/weight' is (1, 2), this model's is (1, 3)")):
+        resume(tmp_path / "run", lambda _: Wider, None, Silent())
+
+
+def test_a_full_disk_leaves_no_half_written_checkpoint(tmp_path, monkeypatch):
+    from stillroom.train import checkpoint
+
+    def full_after(step):
+        real = checkpoint.save_file
+
+        def save_file(tensors, path):
+            if f"{step:08d}" in str(path) and path.name.startswith("optimizers"):
+                path.write_bytes(b"half")
+                raise OSError(28, "No space left on device")
+            real(tensors, path)
+
+        return save_file
+
+    monkeypatch.setattr(checkpoint, "save_file", full_after(6))
+    with pytest.raises(Refusal, match="No space left on device"):
+        run_one(One, tmp_path / "run")
+    shelf = Shelf(tmp_path / "run/checkpoints", 2)
+    assert shelf.steps() == [2, 4] and shelf.last_good() == (4, [])
+    assert {p.name for p in (tmp_path / "run/checkpoints").iterdir()} == {"step-00000002", "step-00000004"}
+
+
+def test_rates():
+    s = Optimizer(lr=2.0, warmup=4, decay="linear")
+    assert [rate(s, k, 8) for k in (0, 3, 4, 6, 8)] == [0.5, 2.0, 2.0, 1.0, 0.0]
+    assert rate(Optimizer(lr=2.0, decay="cosine"), 5, 10) == pytest.approx(1.0)
+
+
+def test_products_round_trip_and_refuse_damage(tmp_path):
+    run_one(One, tmp_path / "run")
+    flip(tmp_path / "run/product/weight.safetensors", at=0.99)
+    with pytest.raises(Refusal, match="checksum"):
+        load(tmp_path / "run")
+    (tmp_path / "run/product/product.json").write_text('{"format": 99}')
+    with pytest.raises(Refusal, match="format 99"):
+        load(tmp_path / "run")
+    with pytest.raises(Refusal, match="no run and no product"):
+        load(tmp_path / "nowhere")
+
+
+def test_a_pickle_in_place_of_weights_is_refused(tmp_path):
+    run_one(One, tmp_path / "run")
+    torch.save({"": torch.zeros(2)}, tmp_path / "run/product/weight.safetensors")
+    with pytest.raises(Refusal, match="not a readable safetensors file"):
+        load(tmp_path / "run")
