@@ -1,0 +1,83 @@
+"""Score distillation sampling: particles follow a frozen score down to its modes.
+
+Problem: make samples of a diffusion model by moving the samples themselves, or whatever renders them.
+
+Equation: with x_t = alpha x + sigma eps and the teacher's guided prediction e_T,
+
+    grad_x = E_{t, eps}[ w(t) (e_T(x_t, t, y) - eps) ],    w = sigma^2
+
+In x0 space the injected noise eps stands for x itself, so this is the gap with F = x.
+
+Paper: DreamFusion (Poole et al. 2022), arXiv 2209.14988.
+
+Expect: collapse. Each particle climbs to a mode of the smoothed density; the spread within a mode is lost. That is
+what `vsd` mends, and why this recipe is its control.
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+
+from stillroom.flows import guided, require
+from stillroom.match import gap
+from stillroom.nets.particles import Particles, labels_of
+from stillroom.paths import Uniform
+from stillroom.settings import Optimizer, Run
+from stillroom.train import Product, Recipe, Role, Stage
+from stillroom.train.teacher import open_teacher
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(Run):
+    teacher: str
+    """ring:MODES[:STD], a flow run, or a diffusers folder."""
+    batch: int = 512
+    """The particles: all of them move on every turn."""
+    steps: int = 3000
+    conditional: bool = False
+    """Give particle i the class i modulo the number of classes."""
+    guidance: float = 1.0
+    times: tuple[float, float] = (0.02, 0.98)
+    spread: float = 1.0
+    """Standard deviation of the particles at the start."""
+    particles: Optimizer = field(default_factory=lambda: Optimizer(lr=0.02, name="adam", decay="cosine"))
+
+
+class SDS(Recipe):
+    Settings = Settings
+
+    def __init__(self, settings: Settings):
+        self.settings = settings
+        self.flow = open_teacher(settings.teacher)
+        self.y = labels_of(settings.batch, self.flow.classes) if settings.conditional else None
+        self.teacher = guided(self.flow.denoiser, settings.guidance)
+        self.particles = Particles(settings.spread * torch.randn(settings.batch, *self.flow.shape))
+        self.law = Uniform(*settings.times)
+
+    def check(self, batch):
+        y = self.flow.labels(0, 512)
+        require(self.flow.denoiser, self.flow.sample(512), y, f"teacher {self.settings.teacher}")
+
+    def roles(self):
+        return {"particles": Role(self.particles, self.settings.particles)}
+
+    def stages(self):
+        return [Stage("distil", self.settings.steps)]
+
+    def losses(self, batch, turn):
+        rows = turn.rows(self.settings.batch)
+        x, y = self.particles(rows), None if self.y is None else self.y[rows]
+        t, eps = turn.draw(self.law), turn.randn(x)
+        c = self.teacher.path.over(t, x)
+        with torch.no_grad():
+            real = self.teacher.x0(c.alpha * x + c.sigma * eps, t, y)
+        # sigma^2 (e_T - e_F) = alpha sigma (F - T) in x0 space
+        return {"particles": {"gap": gap(x, fake=x.detach(), real=real, weight=c.alpha * c.sigma)}}
+
+    def preview(self):
+        return {"particles": self.particles.x.detach()}
+
+    def product(self):
+        points = self.particles.x.detach()
+        parts = {"points": points} if self.y is None else {"points": points, "labels": self.y}
+        return Product("points", parts, {"teacher": self.settings.teacher, "guidance": self.settings.guidance})
