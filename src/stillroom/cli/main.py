@@ -1,0 +1,55 @@
+"""The table of commands, and the one place where a refusal becomes a line and an exit code."""
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+COMMANDS = {
+    "demo": ("demo", "a tour in a few minutes, ending with a page"),
+    "train": ("train", "a teacher from data: stillroom train flow --help"),
+    "distill": ("train", "a student: stillroom distill vsd --help, or FILE.py:RECIPE"),
+    "resume": ("resume", "go on with a run that was stopped or killed"),
+    "sample": ("sample", "draw from what a run made"),
+    "report": ("report", "write a run's report.html anew"),
+    "recipes": ("recipes", "the methods, with their papers and claims"),
+    "claims": ("claims", "the evidence: list, run, docs"),
+    "env": ("env", "what stillroom sees of this machine"),
+}
+"""word: (module of this package, help). Each module has `run(word, arguments)`."""
+
+
+def usage() -> str:
+    lines = [f"  {word:<9} {text}" for word, (_, text) in COMMANDS.items()]
+    return "\n".join([
+        "stillroom distils generative models: small codecs, latents that are easy to model, one-step generators.", "",
+        "usage: stillroom COMMAND [OPTIONS]", "", *lines, "",
+        "Every command has --help. Start with: stillroom demo",
+    ])
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(usage())
+        return 0
+    from stillroom.settings.errors import Refusal, nearest
+
+    try:
+        if words[0] in ("-V", "--version"):
+            from importlib.metadata import version
+
+            print(version("stillroom"))
+            return 0
+        if words[0] not in COMMANDS:
+            raise Refusal(f"no command is called {words[0]!r}{nearest(words[0], COMMANDS)}")
+        module = importlib.import_module(f"stillroom.cli.{COMMANDS[words[0]][0]}")
+        return module.run(words[0], words[1:]) or 0
+    except Refusal as refusal:
+        print(f"stillroom: {refusal}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stillroom: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # `stillroom recipes | head`
+        sys.stderr.close()
+        return 0

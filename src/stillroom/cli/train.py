@@ -1,0 +1,87 @@
+"""`stillroom train RECIPE` and `stillroom distill RECIPE`: settings in, a run folder out."""
+
+import dataclasses
+import inspect
+import os
+from pathlib import Path
+
+from stillroom.cli.flags import parse, take, take_value
+from stillroom.recipes import find, listing
+from stillroom.settings import Refusal, Run, nearest
+
+
+def run(word: str, arguments: list[str]) -> int:
+    names = [e.name for e in listing() if e.verb == word]
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(f"usage: stillroom {word} RECIPE [--config FILE] [--plan] [--quiet] [SETTINGS]\n")
+        print("\n".join(f"  {e.name:<12} {e.title}" for e in listing() if e.verb == word))
+        print(f"\nOne recipe's settings: stillroom {word} {names[0]} --help. Your own: stillroom distill FILE.py:CLASS")
+        return 0
+    name, rest = arguments[0], arguments[1:]
+    if ":" not in name and name not in names:
+        other = {e.name: e.verb for e in listing()}
+        if name in other:
+            raise Refusal(f"{name} is a recipe of: stillroom {other[name]} {name}")
+        raise Refusal(f"no recipe of stillroom {word} is called {name!r}{nearest(name, names)}")
+    plan, quiet, config = take(rest, "--plan"), take(rest, "--quiet"), take_value(rest, "--config")
+    recipe = find(name)
+    command = f"stillroom {word} {name}"
+    description = f"{inspect.cleandoc(doc_of(recipe))}\n\nAlso: --config FILE.toml, --plan (cost only), --quiet."
+    settings = parse(recipe.Settings, rest, command, description, Path(config) if config else None, also=("recipe",))
+    settings = anchored(settings)
+    if file := (name.rpartition(":")[0] if ":" in name else ""):
+        name = f"{Path(file).resolve()}:{name.rpartition(':')[2]}"
+    return print_plan(recipe, settings, quiet) if plan else start(recipe, settings, name, quiet)
+
+
+def doc_of(recipe: type) -> str:
+    """The recipe's page: the docstring of its file, else of its class."""
+    return inspect.getmodule(recipe).__doc__ or recipe.__doc__ or recipe.__name__  # pyright: ignore
+
+
+def anchored(settings: Run) -> Run:
+    """Paths that exist become absolute, so that the run can be resumed from any folder."""
+    changed = {
+        f.name: str(Path(value).resolve())
+        for f in dataclasses.fields(settings)
+        if isinstance(value := getattr(settings, f.name), str) and os.sep in value and Path(value).exists()
+    }
+    return dataclasses.replace(settings, **changed)
+
+
+def is_first() -> bool:
+    return int(os.environ.get("RANK", 0)) == 0
+
+
+def start(recipe: type, settings: Run, name: str, quiet: bool) -> int:
+    from stillroom import train
+    from stillroom.cli.progress import watch_for
+
+    folder = train.start(recipe, settings, name, watch=watch_for(quiet or not is_first()))
+    return finish(folder, quiet)
+
+
+def finish(folder: Path, quiet: bool) -> int:
+    """The report stands above the loop, so it is written here."""
+    if is_first():
+        from stillroom.report import write_report
+
+        page = write_report(folder)
+        if not quiet:
+            print(f"product: {folder / 'product'}\nreport:  {page}")
+    return 0
+
+
+def print_plan(recipe: type, settings: Run, quiet: bool) -> int:
+    from stillroom import train
+    from stillroom.cli.progress import watch_for
+
+    plan = train.make_plan(recipe, settings, watch=watch_for(quiet))
+    if is_first():
+        for role, count in plan.parameters.items():
+            print(f"{role + ' trains':<22} {count:,} parameters")
+        print(f"{'precision':<22} {plan.precision}")
+        print(f"{'memory':<22} {plan.memory_gib:.2f} GiB at its peak")
+        print(f"{'time per step':<22} {1e3 * plan.seconds_per_step:.1f} ms")
+        print(f"{'whole run':<22} {plan.steps} steps, {plan.total_seconds / 60:.1f} minutes")
+    return 0
