@@ -54,7 +54,8 @@ def plain(data, Generator, steps, batch, seed=0, rate=1e-3, lr=2e-3):
         if moves:
             clip_grad_norm_(student.parameters(), 0.5)
             done = (updates - 5) / (total - 5)
-            s_opt.param_groups[0]["lr"] = lr * ((updates + 1) / 5 if updates < 5 else (1 + math.cos(math.pi * done)) / 2)
+            share = (updates + 1) / 5 if updates < 5 else (1 + math.cos(math.pi * done)) / 2
+            s_opt.param_groups[0]["lr"] = lr * share
             s_opt.step()
             s_opt.zero_grad()
             decay = min(0.9, (1 + updates) / (10 + updates))

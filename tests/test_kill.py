@@ -1,4 +1,4 @@
-"""kill -9 at any moment, inside a checkpoint write too; resume; the weights are those of a run that was never killed."""
+"""kill -9 at any moment, inside a checkpoint write too; resume; the weights are those of a run never killed."""
 
 import multiprocessing
 import os
@@ -7,9 +7,9 @@ import signal
 import time
 
 import pytest
-from three_roles import Settings, ThreeRoles, points
 
 from stillroom.train import Silent, files, load_product, resume, start
+from three_roles import Settings, ThreeRoles, points
 
 KILLS = 20
 context = multiprocessing.get_context("forkserver")
@@ -55,7 +55,8 @@ def test_killed_at_random_moments(tmp_path, accumulate):
     kills, finished = 0, False
     while not finished:
         inside = kills < KILLS and kills % 2 == 0
-        process = context.Process(target=session, args=(tmp_path / "run", accumulate, draw.randint(3, 40) if inside else 0))
+        die_at = draw.randint(3, 40) if inside else 0
+        process = context.Process(target=session, args=(tmp_path / "run", accumulate, die_at))
         process.start()
         if kills < KILLS and not inside:
             process.join(draw.uniform(0.02, 0.4))

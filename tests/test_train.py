@@ -5,15 +5,15 @@ import re
 
 import pytest
 import torch
-from plain_loop import plain
-from three_roles import Generator, Settings, ThreeRoles, points
 from torch import nn
 
+from plain_loop import plain
 from stillroom.settings import Optimizer, Refusal, Run
 from stillroom.train import Average, Product, Recipe, Role, Silent, Stage, load, resume, start
 from stillroom.train.checkpoint import Shelf
 from stillroom.train.folder import read_rows
 from stillroom.train.learner import rate
+from three_roles import Generator, Settings, ThreeRoles, points
 
 
 def settings(out, **more):
@@ -164,7 +164,8 @@ class One(Recipe):
 
 
 def run_one(cls, out, **more):
-    start(cls, Run(**{"out": out, "steps": 10, "precision": "float32", "checkpoint_every": 2, **more}), "one", None, Silent())
+    settings = Run(**{"out": out, "steps": 10, "precision": "float32", "checkpoint_every": 2, **more})
+    start(cls, settings, "one", None, Silent())
     return load(out)
 
 
@@ -238,7 +239,8 @@ def test_losses_must_answer_for_the_roles_in_turn(tmp_path):
 def test_closed_form_stages_run_without_steps_and_after_them(tmp_path):
     class Closed(One):
         def stages(self):
-            return [Stage("set", 0, enter=lambda: self.set(3.0)), Stage("train", 10), Stage("end", 0, enter=self.double)]
+            first, last = Stage("set", 0, enter=lambda: self.set(3.0)), Stage("end", 0, enter=self.double)
+            return [first, Stage("train", 10), last]
 
         @torch.no_grad()
         def set(self, value):

@@ -68,7 +68,8 @@ class ThreeRoles(Recipe):
         if "fake" in turn:
             out["fake"] = {"dsm": squared_error(self.fake(x_t, t), eps - x.detach())}
         if "head" in turn:
-            out["head"] = {"gan": nn.functional.softplus(self.head(x.detach())) + nn.functional.softplus(-self.head(data))}
+            made, real = self.head(x.detach()), self.head(data)
+            out["head"] = {"gan": nn.functional.softplus(made) + nn.functional.softplus(-real)}
         return out
 
     def after(self, batch, turn):

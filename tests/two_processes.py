@@ -3,9 +3,8 @@
 import sys
 from pathlib import Path
 
-from three_roles import Settings, ThreeRoles, points
-
 from stillroom.train import Silent, start
+from three_roles import Settings, ThreeRoles, points
 
 out, shard = Path(sys.argv[1]), sys.argv[2] == "shard"
 settings = Settings(out=out, steps=20, precision="float32", log_every=1, checkpoint_every=10, shard=shard)

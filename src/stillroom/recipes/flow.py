@@ -15,10 +15,11 @@ Expect: a teacher that passes the gate after some thousand steps on small images
 """
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 
+from stillroom.data import Batch
 from stillroom.flows import Denoiser, Flow, check, denoising_loss
 from stillroom.flows.gate import BINS
 from stillroom.nets import MLP, DiT, UNet
@@ -75,12 +76,13 @@ class FlowMatching(Recipe):
     def __init__(self, settings: Settings, data):
         self.settings, self.shape = settings, data.shape
         self.classes = None if data.classes is None else len(data.classes)
+        self.null = self.classes or 0  # the label that stands for "no condition"
         path = PATHS[settings.path]()
         self.law = time_law(settings, path)
         net = make_net(settings, data.shape, self.classes)
         self.model = Denoiser(net, path, settings.prediction, scale_input=settings.path == "ve")
         self.mean = Average(self.model, settings.average)
-        self.sample = None  # a batch of data for the card
+        self.seen: Batch | None = None  # the last batch, on which the product is judged
 
     def roles(self):
         return {"model": Role(self.model, self.settings.model, average=self.mean)}
@@ -92,22 +94,22 @@ class FlowMatching(Recipe):
         x, y = batch["data"]
         t, eps = turn.draw(self.law), turn.randn(x)
         if y is not None:
-            y = torch.where(turn.rand((len(y),)) < self.settings.drop, self.classes, y)
+            y = y.masked_fill(turn.rand((len(y),)) < self.settings.drop, self.null)
         return {"model": {"flow": denoising_loss(self.model, x, t, eps, y)}}
 
     def after(self, batch, turn):
-        self.sample = batch["data"]
+        self.seen = batch["data"]
 
     def flow(self) -> Flow:
         s = self.settings
-        return Flow(self.mean.module, self.shape, s.sampler, s.sampler_steps, s.shift)
+        return Flow(cast(Denoiser, self.mean.module), self.shape, s.sampler, s.sampler_steps, s.shift)
 
     def preview(self):
         return {"samples": self.flow().sample(64)}
 
     def product(self):
         card = {"shape": list(self.shape), "classes": self.classes, "data": self.settings.data}
-        if self.sample is not None:
-            verdict = check(self.mean.module, *self.sample)
-            card |= {"gate": {"passed": verdict.passed, "times": list(BINS), "risk over data mean": list(verdict.ratios)}}
+        if self.seen is not None:
+            verdict = check(cast(Denoiser, self.mean.module), *self.seen)
+            card["gate"] = {"passed": verdict.passed, "times": list(BINS), "risk over data mean": list(verdict.ratios)}
         return Product("flow", {"flow": self.flow()}, card)

@@ -18,7 +18,7 @@ Expect: on mixtures, every mode keeps its share and its spread; see the claim `v
 
 import copy
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 
@@ -103,9 +103,9 @@ class VSD(Recipe):
 
     def base_losses(self, turn):
         noise = turn.randn((turn.batch, *self.flow.shape))
-        x, y = self.flow.denoiser.place(noise, turn.rand((turn.batch,)))
-        drop = turn.rand((turn.batch,)) < 0.1
-        y = torch.where(drop, self.flow.classes, y)
+        mixture = cast(Mixture, self.flow.denoiser)
+        x, y = mixture.place(noise, turn.rand((turn.batch,)))
+        y = y.masked_fill(turn.rand((turn.batch,)) < 0.1, mixture.classes or 0)
         return {"base": {"dsm": denoising_loss(self.fake, x, turn.draw(self.law), turn.randn(x), y)}}
 
     def distil_losses(self, turn):

@@ -1,6 +1,5 @@
-"""Pictures of a run: curves, point clouds, image grids. Figures here have no background and take the page's colours."""
+"""Pictures of a run: curves and point clouds. Figures here have no background and take the page's colours."""
 
-import io
 import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -10,11 +9,11 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogFormatterSciNotation, LogLocator, MaxNLocator, NullLocator
-from PIL import Image
 from scipy.ndimage import gaussian_filter
 
 from stillroom.report.metrics import POINTS, Metrics, finite, gather, thin
 from stillroom.report.words import number
+from stillroom.train.pictures import Array, array
 
 # Colours of the light page; the page swaps each for its variable, so that a figure follows the reader's dark mode.
 INK, MUTED, RULE, ACCENT, SECOND, BAD = "#1d2126", "#686f76", "#d8d5ce", "#b05a2b", "#2a6f77", "#b3261e"
@@ -23,12 +22,6 @@ DENSITY = "#8a9097"  # a grey that shows on light and on dark paper
 CLOUD = 4_000  # points drawn of one cloud
 NAME, SMALL = 10.5, 8.5  # points; the page shows a panel at about a quarter above its printed size
 
-Array = Any  # a torch tensor on any device, or whatever numpy takes
-
-
-def array(x: Array) -> np.ndarray:
-    """Tensors and arrays alike, without importing torch to plot."""
-    return np.asarray(x.detach().float().cpu() if hasattr(x, "detach") else x, dtype=np.float64)
 
 
 def curves(rows: Iterable[Mapping[str, Any]] | Metrics) -> dict[str, list[Figure]]:
@@ -156,28 +149,3 @@ def _cloud(name: str, cloud: np.ndarray, density: np.ndarray | None, low: np.nda
         axes.text(0.975, 0.03, told, size=SMALL + 1, color=BAD, ha="right", transform=axes.transAxes)
     figure.set_label(f"{name}: {len(cloud):,} points" + (f", {told}" if told else ""))
     return figure
-
-
-def grid(images: Array, columns: int | None = None, tile: int = 64) -> bytes:
-    """Images [N, 1 or 3, H, W] in [-1, 1] -> one PNG. Small images grow by whole factors to about `tile` pixels, each
-    pixel a sharp square; gaps are clear; values that are not finite are magenta."""
-    x = array(images)
-    if x.ndim != 4 or x.shape[1] not in (1, 3) or not x.shape[0]:
-        raise ValueError(f"images have shape {list(x.shape)}; a grid shows [N, 1 or 3, H, W] with N > 0")
-    x = np.broadcast_to(x, (len(x), 3, *x.shape[2:])).transpose(0, 2, 3, 1)  # -> [N, H, W, 3]
-    colours = np.rint((np.nan_to_num(x).clip(-1, 1) + 1) * 127.5).astype(np.uint8)
-    colours[~np.isfinite(x).all(-1)] = (255, 0, 255)
-    factor = max(1, round(tile / max(x.shape[2:])))
-    colours = colours.repeat(factor, 1).repeat(factor, 2)
-    count, high, wide, _ = colours.shape
-    columns = columns or math.ceil(math.sqrt(count))
-    gap = max(1, min(high, wide) // 16)
-    lines = math.ceil(count / columns)
-    sheet = np.zeros((lines * (high + gap) - gap, columns * (wide + gap) - gap, 4), np.uint8)
-    for i, picture in enumerate(colours):
-        top, left = i // columns * (high + gap), i % columns * (wide + gap)
-        sheet[top : top + high, left : left + wide, :3] = picture
-        sheet[top : top + high, left : left + wide, 3] = 255
-    out = io.BytesIO()
-    Image.fromarray(sheet).save(out, "png", optimize=True)
-    return out.getvalue()

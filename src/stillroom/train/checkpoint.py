@@ -84,13 +84,13 @@ def collect(learners: Mapping[str, Learner], memory: Mapping[str, nn.Module | Te
 
 
 def frozen_digest(learners: Mapping[str, Learner]) -> str:
-    """A hash of the weights that roles hold but do not train: a checkpoint leaves them out, so they must be the same."""
+    """A hash of the weights that roles hold but do not train: checkpoints leave them out, so they must not change."""
     digest = hashlib.sha256()
     for learner in learners.values():
         for name, p in learner.role.module.named_parameters():
             if not p.requires_grad:
                 digest.update(name.encode())
-                digest.update(full(p.detach()).cpu().reshape(-1).view(torch.uint8).numpy())
+                digest.update(full(p.detach()).cpu().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

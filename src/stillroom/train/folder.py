@@ -83,7 +83,7 @@ class RunFolder:
             with self.metrics.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
         except OSError as error:
-            raise Refusal(f"{self.metrics} could not be written: {error.strerror}; free some space and resume") from error
+            raise Refusal(f"{self.metrics} could not be written: {error.strerror}; free space and resume") from error
 
     def rewind(self, step: int) -> None:
         """Drops rows past the checkpoint that the run goes on from, and a line torn by a kill."""

@@ -1,45 +1,59 @@
-"""Previews as PNG files: image grids, and clouds of points."""
+"""Previews as pictures: image grids, and clouds of points."""
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
-from torch import Tensor
 
-SMALLEST = 48
-"""Pixels that a small image is enlarged to, so that an 8x8 digit can be seen."""
+Array = Any  # a torch tensor on any device, or whatever numpy takes
 
 
-def grid(images: Tensor, columns: int = 0, border: int = 2, smallest: int = SMALLEST) -> Image.Image:
-    """[N, C, H, W] in [-1, 1] -> one picture; whole-number nearest enlargement, a white border between images."""
-    n, _, h, w = images.shape
-    pixels = ((images.clamp(-1, 1) + 1) * 127.5).round().byte().cpu()
-    pixels = pixels.expand(-1, 3, -1, -1) if pixels.shape[1] == 1 else pixels[:, :3]
-    factor = max(1, math.ceil(smallest / min(h, w)))
-    columns = columns or math.ceil(math.sqrt(n))
-    rows = math.ceil(n / columns)
-    h, w = h * factor, w * factor
-    sheet = np.full((rows * (h + border) + border, columns * (w + border) + border, 3), 255, np.uint8)
-    for i, image in enumerate(pixels.permute(0, 2, 3, 1).numpy()):
-        r, c = divmod(i, columns)
-        tile = image.repeat(factor, 0).repeat(factor, 1)
-        top, left = border + r * (h + border), border + c * (w + border)
-        sheet[top : top + h, left : left + w] = tile
+def array(x: Array) -> np.ndarray:
+    """Tensors and arrays alike, without importing torch to draw."""
+    return np.asarray(x.detach().float().cpu() if hasattr(x, "detach") else x, dtype=np.float64)
+
+
+def grid(images: Array, columns: int = 0, tile: int = 48, gap: int = 2) -> Image.Image:
+    """[N, 1 or 3, H, W] in [-1, 1] -> one picture. Small images grow by whole factors to at least `tile` pixels; gaps
+    are clear; pixels that are not finite are magenta."""
+    x = array(images)
+    if x.ndim != 4 or x.shape[1] not in (1, 3) or not len(x):
+        raise ValueError(f"images have shape {list(x.shape)}; a grid shows [N, 1 or 3, H, W] with N > 0")
+    x = np.broadcast_to(x, (len(x), 3, *x.shape[2:])).transpose(0, 2, 3, 1)  # -> [N, H, W, 3]
+    colours = np.rint((np.nan_to_num(x).clip(-1, 1) + 1) * 127.5).astype(np.uint8)
+    colours[~np.isfinite(x).all(-1)] = (255, 0, 255)
+    factor = max(1, math.ceil(tile / min(x.shape[1:3])))
+    colours = colours.repeat(factor, 1).repeat(factor, 2)
+    count, high, wide, _ = colours.shape
+    columns = columns or math.ceil(math.sqrt(count))
+    lines = math.ceil(count / columns)
+    sheet = np.zeros((lines * (high + gap) - gap, columns * (wide + gap) - gap, 4), np.uint8)
+    for i, picture in enumerate(colours):
+        top, left = i // columns * (high + gap), i % columns * (wide + gap)
+        sheet[top : top + high, left : left + wide, :3] = picture
+        sheet[top : top + high, left : left + wide, 3] = 255
     return Image.fromarray(sheet)
 
 
-def cloud(points: Tensor, size: int = 480) -> Image.Image:
-    """[N, 2] points in a square that holds them all, as dots of additive ink."""
-    xy = points.detach().float().cpu().numpy()
-    reach = 1.05 * max(float(np.abs(xy).max()), 1e-6)
-    bins, _, _ = np.histogram2d(-xy[:, 1], xy[:, 0], bins=size // 3, range=[[-reach, reach], [-reach, reach]])
-    ink = np.clip(255 - 110 * bins, 0, 255).astype(np.uint8)
+def cloud(points: Array, size: int = 480) -> Image.Image:
+    """[N, 2] points as dots of ink. The window grows by halves of a doubling, so that most steps share one."""
+    xy = array(points)
+    xy = xy[np.isfinite(xy).all(1)]
+    farthest = float(np.abs(xy).max()) if len(xy) else 1.0
+    reach = 2 ** (math.ceil(2 * math.log2(max(1.05 * farthest, 1e-6))) / 2)
+    counts, _, _ = np.histogram2d(-xy[:, 1], xy[:, 0], bins=size // 3, range=[[-reach, reach], [-reach, reach]])
+    ink = np.clip(255 - 110 * counts, 0, 255).astype(np.uint8)
     return Image.fromarray(ink).resize((size, size), Image.Resampling.NEAREST)
 
 
-def save_preview(folder: Path, step: int, pictures: dict[str, Tensor]) -> None:
+def picture(x: Array) -> Image.Image:
+    return grid(x) if x.ndim == 4 else cloud(x)
+
+
+def save_previews(folder: Path, step: int, pictures: Mapping[str, Array]) -> None:
     for name, x in pictures.items():
         folder.mkdir(parents=True, exist_ok=True)
-        image = grid(x) if x.ndim == 4 else cloud(x)
-        image.save(folder / f"step-{step:08d}-{name}.png")
+        picture(x).save(folder / f"step-{step:08d}-{name}.png")

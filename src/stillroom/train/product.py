@@ -80,9 +80,10 @@ def _load_part(folder: Path, name: str, description: Any, sums: dict[str, str]) 
 
 
 def load(path: Path | str) -> Any:
-    """The product itself: the flow of a flow run, the points of a particle run, the codec of a codec run."""
+    """The product itself: the flow of a flow run, the points of a particle run, the codec of a codec run. A product
+    none of whose parts is named like its kind comes as all its parts."""
     product = load_product(path)
-    return product.parts[product.kind]
+    return product.parts.get(product.kind, product.parts)
 
 
 def product_hash(path: Path | str) -> str:

@@ -38,7 +38,7 @@ class Reach:
                 if key in self.reached or turn not in LOOKS:
                     continue
                 if not value.requires_grad:
-                    raise Refusal(f"role {name}: term {term} carries no gradient at step {step}; it was cut or detached")
+                    raise Refusal(f"role {name}: term {term} carries no gradient at step {step}: it was cut")
                 gradients = torch.autograd.grad(value.mean(), parameters, retain_graph=True, allow_unused=True)
                 present = [g for g in gradients if g is not None]
                 if not present:

@@ -28,6 +28,7 @@ class Average(nn.Module):
         super().__init__()
         self.module = copy.deepcopy(module).requires_grad_(False).eval()
         self.decay = decay
+        self.followed: tuple[nn.Module, list, list] | None = None
         self.register_buffer("updates", torch.zeros((), dtype=torch.long))
 
     def forward(self, *args, **kwargs):
@@ -37,8 +38,11 @@ class Average(nn.Module):
     def update(self, module: nn.Module) -> None:
         n = int(self.updates)
         decay = min(self.decay, (1 + n) / (10 + n))
-        mine, new = list(self.module.parameters()), [p.detach() for p in module.parameters()]
-        torch._foreach_lerp_(mine, new, 1 - decay)
+        if self.followed is None or self.followed[0] is not module:
+            # Kept, because finding the parameters of a small net takes longer than averaging them.
+            self.followed = module, list(self.module.parameters()), list(module.parameters())
+        _, mine, new = self.followed
+        torch._foreach_lerp_(mine, new, 1 - decay)  # pyright: ignore
         for a, b in zip(self.module.buffers(), module.buffers(), strict=True):
             a.copy_(b)
         self.updates += 1
@@ -46,7 +50,7 @@ class Average(nn.Module):
 
 def mean_backward(terms: Terms, parameters: Sequence[Tensor] | None, turn: "Turn") -> None:
     """Gradients of the sum of the terms' means, over this role's parameters alone."""
-    loss = sum(term.mean() for term in terms.values()) / turn.micros
+    loss = torch.stack([term.mean() for term in terms.values()]).sum() / turn.micros
     torch.autograd.backward(loss, inputs=parameters, retain_graph=turn.keeps_graph)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from stillroom.data import Source, Tensors, open_source
-from stillroom.settings import Images, Refusal, Run, from_mapping, read_toml, seed_of
+from stillroom.settings import Images, Refusal, Run, checked, from_mapping, read_toml, seed_of
 from stillroom.train import trial
 from stillroom.train.folder import RunFolder, machine, now
 from stillroom.train.loop import Trainer
@@ -80,6 +80,7 @@ def settle_precision(trainer: Trainer, batch: list) -> list[str]:
 def start(make: Make, settings: Run, name: str, given: Mapping[str, Any] | None = None,
           watch: Watch | None = None) -> Path:
     """A new run from its first step to its product. Returns its folder."""
+    settings = checked(settings, name)
     with open_world(settings.device) as world:
         if (settings.out / "settings.toml").exists():
             raise Refusal(
@@ -108,7 +109,7 @@ def start(make: Make, settings: Run, name: str, given: Mapping[str, Any] | None 
 def resume(path: Path, find: Callable[[str], Make], given: Mapping[str, Any] | None = None,
            watch: Watch | None = None) -> Path:
     """Goes on from the last good checkpoint. `find` turns the recipe's name in settings.toml into the recipe."""
-    name, settings, make = read_run(path, find)
+    _, settings, make = read_run(path, find)
     with open_world(settings.device) as world:
         folder = RunFolder(path, settings.keep, world.first)
         try:
@@ -133,6 +134,19 @@ def resume(path: Path, find: Callable[[str], Make], given: Mapping[str, Any] | N
         finally:
             folder.close()
     return path
+
+
+def fit(make: Make, settings: Run, watch: Watch | None = None, **given: Any) -> Path:
+    """A run from Python: starts it, or goes on if its folder holds it already. `given` are tensors x, or (x, y)."""
+    settings = checked(settings, "settings")
+    if not (settings.out / "settings.toml").exists():
+        return start(make, settings, f"python:{getattr(make, '__name__', 'recipe')}", given, watch)
+    _, before, _ = read_run(settings.out, lambda _name: make)
+    for field in dataclasses.fields(settings):
+        old, new = getattr(before, field.name), getattr(settings, field.name)
+        if old != new and (field.name, new) != ("precision", "auto"):
+            raise Refusal(f"{settings.out} was begun with {field.name} = {old}, not {new}; choose another folder")
+    return resume(settings.out, lambda _name: make, given, watch)
 
 
 def read_run(path: Path, find: Callable[[str], Make]) -> tuple[str, Run, Make]:
@@ -179,7 +193,8 @@ def _count(source: Source) -> int | None:
     return len(source) if hasattr(source, "__len__") else None
 
 
-def make_plan(make: Make, settings: Run, given: Mapping[str, Any] | None = None, watch: Watch | None = None) -> trial.Plan:
+def make_plan(make: Make, settings: Run, given: Mapping[str, Any] | None = None,
+              watch: Watch | None = None) -> trial.Plan:
     """What the run would cost, from a few steps that leave nothing behind."""
     with open_world(settings.device) as world:
         untracked = dataclasses.replace(settings, track="none")

@@ -31,7 +31,7 @@ class Schedule:
         return not stage.roles or name in stage.roles
 
     def due(self, step: int) -> frozenset[str]:
-        """A role of every=k moves at the end of each k steps: a fake score has k-1 updates before the student's first."""
+        """A role of every=k moves at the end of each k steps: a fake score is ahead of its student from the start."""
         stage = self.at(step)
         return frozenset(
             name

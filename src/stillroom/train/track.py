@@ -35,7 +35,7 @@ def tracked(settings: Run, world: World, watch: Watch) -> Iterator[Watch]:
         tracker = kind(settings.out.name, **folders)
         tracker.start()
     except ImportError as error:
-        raise Refusal(f"track = {settings.track}: {error.name or error} is not installed; pip install {settings.track}") from None
+        raise Refusal(f"track = {settings.track}: not installed ({error}); pip install {settings.track}") from None
     flat = {k: v if isinstance(v, int | float | str | bool) else str(v) for k, v in to_mapping(settings).items()}
     tracker.store_init_configuration(flat)
     try:

@@ -56,7 +56,10 @@ class Turn:
         if shared:
             return self._noise.draw(n, sampler, shape)
         whole = shape[0] * self._world.size * (1 if self._micro is None else self.micros)
-        return self._noise.draw(n, sampler, (whole, *shape[1:]))[self.rows(whole).to(self._noise.device)]
+        drawn = self._noise.draw(n, sampler, (whole, *shape[1:]))
+        if whole == shape[0]:  # one process and one micro-batch take all rows; a copy, as rows taken out are one
+            return drawn.clone()
+        return drawn[self.rows(whole).to(self._noise.device)]
 
     def randn(self, like: tuple[int, ...] | Tensor, shared: bool = False) -> Tensor:
         """Normal noise for this call's samples; shared: the same for every micro-batch and process."""
