@@ -3,7 +3,7 @@
 Problem: score distillation (`sds`) collapses every particle onto a mode. Treat the particles as samples of a
 distribution instead, and follow the difference of two scores: the target's, and that distribution's own.
 
-Equation (ProlificDreamer, eq. 9): with x_t = alpha x + sigma eps, teacher e_T, fake score e_F,
+Equation: with x_t = alpha x + sigma eps, teacher e_T, fake score e_F,
 
     grad_x = E_{t, eps}[ w(t) (e_T(x_t, t, y) - e_F(x_t, t, y)) ],    w = sigma^2
     e_F    = argmin E |e_F(alpha x + sigma eps, t, y) - eps|^2        over the particles x of this moment

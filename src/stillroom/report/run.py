@@ -53,10 +53,11 @@ def _page(run: Path) -> str:
     recipe = str(record.get("recipe") or settings.get("recipe") or "run")
     sections: list[Section] = [
         *_product(run), *_samples(run), *_curves(metrics, unreadable), *_tables(run),
-        Settings("Settings", {key: x for key, x in settings.items() if key != "recipe"}),
+        Settings("Settings", settings),
         *_record(record), Files("Files", _files(run)),
     ]
-    return page(recipe, sections, _header(recipe, record, settings, metrics))
+    title = recipe.rpartition(":")[2]  # of FILE.py:CLASS; the settings have the file
+    return page(title, sections, _header(recipe, record, settings, metrics))
 
 
 def _toml(path: Path) -> dict[str, Any]:
