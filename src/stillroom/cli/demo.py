@@ -97,16 +97,22 @@ def truth(count: int = 4000):
     """Samples of the target itself."""
     import torch
 
+    return target().draw(count, torch.Generator().manual_seed(0))[0]
+
+
+def target():
+    from stillroom.flows import Mixture
     from stillroom.train.teacher import open_teacher
 
-    return open_teacher(TARGET).denoiser.draw(count, torch.Generator().manual_seed(0))[0]  # pyright: ignore
+    mixture = open_teacher(TARGET).denoiser
+    assert isinstance(mixture, Mixture)
+    return mixture
 
 
 def compared(clouds: Mapping[str, Any]) -> tuple[list[str], list[list[Any]], str]:
     from stillroom.measure import energy_distance, median_bandwidth, mmd2, modes
-    from stillroom.train.teacher import open_teacher
 
-    reference, means = truth(), open_teacher(TARGET).denoiser.means  # pyright: ignore[reportAttributeAccessIssue]
+    reference, means = truth(), target().means
     bandwidth, spread = median_bandwidth(reference[:1000]), modes(reference, means).spread
     rows = [
         [name, float(mmd2(x, reference, bandwidth)), float(energy_distance(x, reference)),

@@ -3,6 +3,8 @@
 import importlib.metadata
 import platform
 
+from stillroom.settings import Refusal
+
 PACKAGES = ("torch", "numpy", "diffusers", "transformers", "accelerate", "datasets", "peft", "safetensors")
 
 
@@ -10,6 +12,8 @@ def run(word: str, arguments: list[str]) -> int:
     if arguments and arguments[0] in ("-h", "--help"):
         print("usage: stillroom env")
         return 0
+    if arguments:
+        raise Refusal("usage: stillroom env")
     import torch
 
     from stillroom.train.folder import machine

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import tyro
 
-from stillroom.settings import Refusal, from_mapping, nearest, read_toml
+from stillroom.settings import Refusal, checked, fit, nearest, read_toml, required
 
 T = TypeVar("T")
 
@@ -32,53 +32,58 @@ def given_flags(arguments: Sequence[str]) -> list[str]:
 
 def parse(cls: type[T], arguments: Sequence[str], command: str, description: str, config: Path | None = None,
           also: Sequence[str] = ()) -> T:
-    """An instance of `cls` from flags over a TOML file over its defaults. `also`: keys of the file that are not settings."""
+    """An instance of `cls` from flags over a TOML file over its defaults. `also`: other keys that the file may hold."""
     if any(a in ("-h", "--help") for a in arguments):
         tyro.cli(cls, prog=command, description=description, args=["--help"])
-    known = list(flag_names(cls))
-    for flag in given_flags(arguments):
-        head, _, last = flag.rpartition(".")
-        positive = flag.removeprefix("no-") if not head else f"{head}.{last.removeprefix('no-')}"
-        if flag not in known and positive not in known:
-            raise Refusal(f"{command}: --{flag} is not a setting{nearest(flag, known)}")
+    check_flags(cls, arguments, command)
     values = {} if config is None else {k: v for k, v in read_toml(config).items() if k not in also}
-    default = _with_gaps(cls, values, str(config))
-    missing = [
-        f"--{f.name.replace('_', '-')}" for f in dataclasses.fields(cls)  # pyright: ignore[reportArgumentType]
-        if getattr(default, f.name) is tyro.MISSING and f.name.replace("_", "-") not in given_flags(arguments)
-    ]
-    if missing:
+    fitted = fit(cls, values, str(config))
+    gaps = [name for name in required(cls) if name not in fitted]
+    if missing := [f"--{flag}" for n in gaps if not is_given(flag := n.replace("_", "-"), given_flags(arguments))]:
         raise Refusal(f"{command}: {', '.join(missing)} must be given; see {command} --help")
     said = io.StringIO()
     try:
         with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
-            settings = tyro.cli(cls, prog=command, args=list(arguments), default=default)
+            settings = tyro.cli(cls, prog=command, args=list(arguments), default=with_gaps(cls, fitted))
     except SystemExit:
-        raise Refusal(f"{command}: {_first_message(said.getvalue())}") from None
-    # Once more through the strict door: tyro lets nan and inf through, TOML values are not yet typed.
-    return from_mapping(cls, {f.name: getattr(settings, f.name) for f in dataclasses.fields(cls)}, command)  # pyright: ignore
+        raise Refusal(f"{command}: {first_message(said.getvalue())}") from None
+    return checked(settings, command)  # tyro knows the types, but no limits, and lets nan through
 
 
-def _with_gaps(cls: type[T], values: dict[str, Any], where: str) -> T:
-    """The settings of the file, with tyro's mark where a required one is still to come from a flag."""
-    required = [
-        f.name for f in dataclasses.fields(cls)  # pyright: ignore[reportArgumentType]
-        if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING and f.name not in values
-    ]
+def with_gaps(cls: type[T], fitted: dict[str, Any]) -> T:
+    """The settings of a file, with tyro's mark where a required one is still to come from a flag."""
     hints = typing.get_type_hints(cls)
-    stand_in = {int: 1, float: 1.0, str: "", Path: "."}
-    whole = from_mapping(cls, values | {n: stand_in[hints[n]] for n in required}, where)
-    return dataclasses.replace(whole, **dict.fromkeys(required, tyro.MISSING))  # pyright: ignore
+    gaps = {
+        name: with_gaps(hints[name], {}) if dataclasses.is_dataclass(hints[name]) else tyro.MISSING
+        for name in required(cls) if name not in fitted
+    }
+    return cls(**gaps, **fitted)
 
 
-def _first_message(box: str) -> str:
-    """What tyro's box says before its first rule, without the frame."""
-    lines = [line.strip("│ ").strip() for line in box.splitlines()]
-    text: list[str] = []
-    for line in lines[1:]:
-        if set(line) <= set("─╰╯"):
-            break
-        text.append(line)
+def check_flags(cls: type, arguments: Sequence[str], command: str) -> None:
+    known = list(flag_names(cls))
+    for flag in given_flags(arguments):
+        head, dot, last = flag.rpartition(".")
+        positive = head + dot + last.removeprefix("no-")
+        if flag not in known and positive not in known:
+            raise Refusal(f"{command}: --{flag} is not a setting{nearest('--' + flag, ['--' + k for k in known])}")
+
+
+def is_given(name: str, flags: Sequence[str]) -> bool:
+    """A nested setting is given by any of its parts; tyro then asks for the others."""
+    return any(flag == name or flag.startswith(name + ".") for flag in flags)
+
+
+def first_message(box: str) -> str:
+    """What tyro says first, without its frame, headline and help."""
+    rules, text = 0, []
+    for line in (line.strip("│| ").strip() for line in box.splitlines()):
+        if set(line) <= set("─╭╮╰╯-"):
+            rules += 1
+            if text:
+                break
+        elif rules:
+            text.append(line)
     return " ".join(text) or "not understood"
 
 

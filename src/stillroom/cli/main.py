@@ -1,6 +1,7 @@
 """The table of commands, and the one place where a refusal becomes a line and an exit code."""
 
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 
@@ -28,13 +29,16 @@ def usage() -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    # Before torch starts its threads: idle ones sleep. Spinning ones, the default, made small networks ten times
+    # slower here as soon as anything else ran on the machine.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     words = list(sys.argv[1:] if arguments is None else arguments)
-    if not words or words[0] in ("-h", "--help", "help"):
-        print(usage())
-        return 0
     from stillroom.settings.errors import Refusal, nearest
 
     try:
+        if not words or words[0] in ("-h", "--help", "help"):
+            print(usage())
+            return 0
         if words[0] in ("-V", "--version"):
             from importlib.metadata import version
 
@@ -47,9 +51,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Refusal as refusal:
         print(f"stillroom: {refusal}", file=sys.stderr)
         return 2
+    except SyntaxError as error:  # a recipe file of the user's
+        print(f"stillroom: {error.filename}, line {error.lineno}: not Python: {error.msg}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("stillroom: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:  # `stillroom recipes | head`
         sys.stderr.close()
         return 0
+    except OSError as error:  # a full disk, or a place that may not be written or read
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"stillroom: {where}{error.strerror or error}", file=sys.stderr)
+        return 1

@@ -12,13 +12,16 @@ class Bar(Silent):
 
         self.progress = Progress(
             TextColumn("[bold]{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
-            TextColumn("{task.fields[terms]}"), console=Console(stderr=True),
+            TextColumn("{task.fields[terms]}", markup=False), console=Console(stderr=True),
         )
         self.progress.start()
         self.task = self.progress.add_task(name, total=steps, completed=step, terms="")
 
     def note(self, text):
-        print(text, file=sys.stderr)
+        if hasattr(self, "progress"):
+            self.progress.console.print(text, markup=False, highlight=False)  # above the bar
+        else:
+            print(text, file=sys.stderr)
 
     def row(self, row):
         terms = "  ".join(f"{k} {v:.3g}" for k, v in terms_of(row).items())

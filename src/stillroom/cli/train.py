@@ -7,7 +7,8 @@ from pathlib import Path
 
 from stillroom.cli.flags import parse, take, take_value
 from stillroom.recipes import find, listing
-from stillroom.settings import Refusal, Run, nearest
+from stillroom.settings import Refusal, Run, nearest, read_toml
+from stillroom.settings.limits import Place, hints_of
 
 
 def run(word: str, arguments: list[str]) -> int:
@@ -22,15 +23,17 @@ def run(word: str, arguments: list[str]) -> int:
         other = {e.name: e.verb for e in listing()}
         if name in other:
             raise Refusal(f"{name} is a recipe of: stillroom {other[name]} {name}")
+        if name.endswith(".py"):
+            raise Refusal(f"{name}: name the class in the file too: stillroom {word} {name}:CLASS")
         raise Refusal(f"no recipe of stillroom {word} is called {name!r}{nearest(name, names)}")
     plan, quiet, config = take(rest, "--plan"), take(rest, "--quiet"), take_value(rest, "--config")
-    recipe = find(name)
+    recipe, name = find(name), anchored_name(name)
+    if config:
+        check_recipe(Path(config), name, word)
     command = f"stillroom {word} {name}"
     description = f"{inspect.cleandoc(doc_of(recipe))}\n\nAlso: --config FILE.toml, --plan (cost only), --quiet."
     settings = parse(recipe.Settings, rest, command, description, Path(config) if config else None, also=("recipe",))
     settings = anchored(settings)
-    if file := (name.rpartition(":")[0] if ":" in name else ""):
-        name = f"{Path(file).resolve()}:{name.rpartition(':')[2]}"
     return print_plan(recipe, settings, quiet) if plan else start(recipe, settings, name, quiet)
 
 
@@ -39,14 +42,40 @@ def doc_of(recipe: type) -> str:
     return inspect.getmodule(recipe).__doc__ or recipe.__doc__ or recipe.__name__  # pyright: ignore
 
 
+def anchored_name(name: str) -> str:
+    """FILE.py:CLASS with the whole path of the file, so that the run can be resumed from any folder."""
+    file, colon, cls = name.rpartition(":")
+    return f"{Path(file).resolve()}:{cls}" if colon else name
+
+
+def check_recipe(config: Path, name: str, word: str) -> None:
+    """A run's own settings.toml is a settings file too, but of its own recipe only."""
+    written = read_toml(config).get("recipe", name)
+    if written != name:
+        raise Refusal(f"{config}: settings of the recipe {written}, not of {name}; use stillroom {word} {written}")
+
+
 def anchored(settings: Run) -> Run:
     """Paths that exist become absolute, so that the run can be resumed from any folder."""
-    changed = {
-        f.name: str(Path(value).resolve())
-        for f in dataclasses.fields(settings)
-        if isinstance(value := getattr(settings, f.name), str) and os.sep in value and Path(value).exists()
-    }
+    hints = hints_of(type(settings))
+    changed = {}
+    for field in dataclasses.fields(settings):
+        value = getattr(settings, field.name)
+        is_place = Place() in getattr(hints[field.name], "__metadata__", ())
+        if isinstance(value, str) and value and (is_place or os.sep in value):
+            changed[field.name] = anchored_place(value)
     return dataclasses.replace(settings, **changed)
+
+
+def anchored_place(text: str) -> str:
+    """The whole path of a file or folder, or of what stands before `:train` and the like. Other names stay."""
+    from stillroom.data.open import BUILTIN
+
+    head, colon, split = text.rpartition(":")
+    for path, end in ((text, ""), (head, colon + split)):
+        if path and path not in BUILTIN and (place := Path(path).expanduser()).exists():
+            return str(place.resolve()) + end
+    return text
 
 
 def is_first() -> bool:

@@ -30,8 +30,8 @@ def listing() -> tuple[Entry, ...]:
             continue
         doc = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
         name = path.stem.replace("_", "-")
-        paper = next((line.removeprefix("Paper:").strip() for line in doc.splitlines() if line.startswith("Paper:")), "")
-        entries.append(Entry(name, "train" if name in TEACHERS else "distill", doc.split("\n", 1)[0], paper))
+        papers = (line.removeprefix("Paper:").strip() for line in doc.splitlines() if line.startswith("Paper:"))
+        entries.append(Entry(name, "train" if name in TEACHERS else "distill", doc.split("\n", 1)[0], next(papers, "")))
     return tuple(entries)
 
 
@@ -40,6 +40,8 @@ def find(name: str) -> type:
     file, colon, cls = name.rpartition(":")
     if colon and file.endswith(".py"):
         return _from_file(Path(file), cls)
+    if name.startswith("python:"):
+        raise Refusal(f"this run's recipe, {name[7:]}, was given in Python: call stillroom.fit again to go on with it")
     known = [e.name for e in listing()]
     if name not in known:
         raise Refusal(f"no recipe is called {name!r}{nearest(name, known)}")
@@ -72,6 +74,7 @@ def _from_file(path: Path, cls: str) -> type:
     spec.loader.exec_module(module)
     found = getattr(module, cls, None)
     if not (isinstance(found, type) and issubclass(found, Recipe)):
-        recipes = [n for n, c in vars(module).items() if isinstance(c, type) and issubclass(c, Recipe) and c is not Recipe]
-        raise Refusal(f"{path}: it has no Recipe called {cls!r}{nearest(cls, recipes)}")
+        classes = {n: c for n, c in vars(module).items() if isinstance(c, type) and issubclass(c, Recipe)}
+        hint = nearest(cls, (n for n, c in classes.items() if c is not Recipe))
+        raise Refusal(f"{path}: it has no Recipe called {cls!r}{hint}")
     return found

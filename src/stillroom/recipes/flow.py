@@ -14,6 +14,7 @@ Paper: Flow Matching, arXiv 2210.02747; Classifier-Free Guidance, arXiv 2207.125
 Expect: a teacher that passes the gate after some thousand steps on small images.
 """
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal, cast
 
@@ -24,7 +25,7 @@ from stillroom.flows import Denoiser, Flow, check, denoising_loss
 from stillroom.flows.gate import BINS
 from stillroom.nets import MLP, DiT, UNet
 from stillroom.paths import VE, Cosine, Linear, LogitNormal, LogNormal, Path, Shifted, Tabulated, Uniform
-from stillroom.settings import Images, Optimizer, Run
+from stillroom.settings import Count, Decay, Images, Optimizer, Positive, Refusal, Run, Share
 from stillroom.train import Average, Product, Recipe, Role, Stage
 
 
@@ -34,21 +35,21 @@ class Settings(Images, Run):
     batch: int = 64
     net: Literal["unet", "dit"] = "unet"
     """For images and latents; points always get an MLP."""
-    width: int = 64
-    depth: int = 2
+    width: Count = 64
+    depth: Count = 2
     """Blocks per level of a U-Net, or blocks of a DiT."""
-    patch: int = 2
+    patch: Count = 2
     """Pixels a side of a DiT's token."""
     path: Literal["linear", "cosine", "ddpm", "ve"] = "linear"
     prediction: Literal["v", "x0", "eps"] = "v"
     times: Literal["uniform", "logit-normal", "log-normal"] = "uniform"
-    shift: float = 1.0
+    shift: Positive = 1.0
     """Time shift of training and sampling for the dimension of the data; 1 is none."""
-    drop: float = 0.1
+    drop: Share = 0.1
     """Share of labels dropped, for guidance."""
-    average: float = 0.999
+    average: Decay = 0.999
     sampler: Literal["euler", "heun", "ddim", "dpmpp_2m"] = "heun"
-    sampler_steps: int = 18
+    sampler_steps: Count = 18
     model: Optimizer = field(default_factory=lambda: Optimizer(lr=1e-3, clip=1.0, warmup=100))
 
 
@@ -65,8 +66,12 @@ def make_net(settings: Settings, shape: tuple[int, ...], classes: int | None) ->
     if len(shape) == 1:
         return MLP(shape[0], settings.width, settings.depth, classes=classes)
     if settings.net == "dit":
-        return DiT(shape[0], shape[1], settings.patch, settings.width, settings.depth, classes=classes)
-    return UNet(shape[0], settings.width, blocks=settings.depth, classes=classes)
+        heads = math.gcd(settings.width, max(1, settings.width // 32))
+        return DiT(shape[0], shape[1], settings.patch, settings.width, settings.depth, heads, classes=classes)
+    net = UNet(shape[0], settings.width, blocks=settings.depth, classes=classes)
+    if shape[1] % net.divisor or shape[2] % net.divisor:
+        raise Refusal(f"size {shape[1]}: this U-Net halves its pictures and needs sides divisible by {net.divisor}")
+    return net
 
 
 class FlowMatching(Recipe):

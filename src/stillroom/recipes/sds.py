@@ -22,14 +22,14 @@ from stillroom.flows import guided, require
 from stillroom.match import gap
 from stillroom.nets.particles import Particles, labels_of
 from stillroom.paths import Uniform
-from stillroom.settings import Optimizer, Run
+from stillroom.settings import NotNegative, Optimizer, Run, Share, Where
 from stillroom.train import Product, Recipe, Role, Stage
 from stillroom.train.teacher import open_teacher
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings(Run):
-    teacher: str
+    teacher: Where
     """ring:MODES[:STD], a flow run, or a diffusers folder."""
     batch: int = 512
     """The particles: all of them move on every turn."""
@@ -37,8 +37,8 @@ class Settings(Run):
     conditional: bool = False
     """Give particle i the class i modulo the number of classes."""
     guidance: float = 1.0
-    times: tuple[float, float] = (0.02, 0.98)
-    spread: float = 1.0
+    times: tuple[Share, Share] = (0.02, 0.98)
+    spread: NotNegative = 1.0
     """Standard deviation of the particles at the start."""
     particles: Optimizer = field(default_factory=lambda: Optimizer(lr=0.02, name="adam", decay="cosine"))
 

@@ -27,14 +27,14 @@ from stillroom.match import gap
 from stillroom.nets import MLP, Lora
 from stillroom.nets.particles import Particles, labels_of
 from stillroom.paths import Uniform
-from stillroom.settings import Optimizer, Refusal, Run
+from stillroom.settings import Count, NotNegative, Optimizer, Refusal, Run, Share, Where
 from stillroom.train import Product, Recipe, Role, Stage
 from stillroom.train.teacher import open_teacher
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings(Run):
-    teacher: str
+    teacher: Where
     """ring:MODES[:STD], a flow run, or a diffusers folder."""
     batch: int = 512
     """The particles: all of them move on every turn."""
@@ -42,16 +42,16 @@ class Settings(Run):
     conditional: bool = False
     """Give particle i the class i modulo the number of classes."""
     guidance: float = 1.0
-    every: int = 2
+    every: Count = 2
     """Updates of the fake score for one of the particles."""
-    times: tuple[float, float] = (0.02, 0.98)
-    spread: float = 1.0
+    times: tuple[Share, Share] = (0.02, 0.98)
+    spread: NotNegative = 1.0
     """Standard deviation of the particles at the start."""
     fake: Literal["full", "lora"] = "full"
-    rank: int = 8
-    width: int = 128
+    rank: Count = 8
+    width: Count = 128
     """Of the small network that stands for a closed-form teacher."""
-    base_steps: int = 2000
+    base_steps: Count = 2000
     """Steps that train it on the teacher's samples, for fake = lora."""
     particles: Optimizer = field(default_factory=lambda: Optimizer(lr=0.02, name="adam", decay="cosine"))
     score: Optimizer = field(default_factory=lambda: Optimizer(lr=2e-3, name="adam"))

@@ -4,19 +4,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from stillroom.settings.limits import Count, Decay, Natural, NotNegative, Share, Where
+
 
 @dataclass(frozen=True)
 class Optimizer:
     """How one role learns. The schedule counts the role's own updates, warm-up included."""
 
-    lr: float
+    lr: NotNegative
     name: Literal["adamw", "adam", "sgd"] = "adamw"
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = 1e-8
-    weight_decay: float = 0.0
-    clip: float = 0.0
+    betas: tuple[Decay, Decay] = (0.9, 0.999)
+    eps: NotNegative = 1e-8
+    weight_decay: NotNegative = 0.0
+    clip: NotNegative = 0.0
     """Largest gradient norm of the whole role; 0 leaves gradients as they are."""
-    warmup: int = 0
+    warmup: Natural = 0
     """Updates over which the rate rises linearly from 0."""
     decay: Literal["constant", "cosine", "linear"] = "constant"
     """What the rate does after the warm-up, ending at 0 on the role's last update."""
@@ -28,24 +30,24 @@ class Run:
 
     out: Path
     """The run folder: settings, metrics, checkpoints, samples, product, report."""
-    steps: int
+    steps: Count
     """Steps of the whole run; a recipe of several stages divides them."""
     seed: int = 0
-    batch: int = 64
+    batch: Count = 64
     """The global batch of one step, over all processes and accumulated micro-batches."""
-    accumulate: int = 1
+    accumulate: Count = 1
     """Micro-batches that one step adds up."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """auto times both at the first start and keeps the faster."""
     device: str = "auto"
     shard: bool = False
     """Shard every role over the processes (FSDP2) instead of copying it."""
-    checkpoint_every: int = 0
+    checkpoint_every: Natural = 0
     """Steps between checkpoints; 0 writes eight in a run, at least every 1000 steps."""
-    keep: int = 2
+    keep: Count = 2
     """Checkpoints kept beside the best one."""
-    log_every: int = 20
-    sample_every: int = 0
+    log_every: Count = 20
+    sample_every: Natural = 0
     """Steps between sample pictures; 0 draws one at the end only."""
     track: Literal["none", "tensorboard", "wandb", "trackio"] = "none"
 
@@ -54,10 +56,10 @@ class Run:
 class Images:
     """Where images come from, and how each becomes a square of `size` pixels."""
 
-    data: str
+    data: Where
     """A folder, a parquet file, a tar, a latent store, or one of: digits, shapes, leaves, photos."""
-    size: int
+    size: Count
     crop: Literal["centre", "random"] = "centre"
     flip: bool = False
-    bad_share: float = 0.01
+    bad_share: Share = 0.01
     """Share of unreadable images at which the run stops."""

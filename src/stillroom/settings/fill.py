@@ -1,33 +1,55 @@
 """Settings to and from plain mappings and TOML. Strict: an unknown key, a wrong type or a missing value is refused."""
 
 import dataclasses
-import math
+import sys
 import tomllib
 import types
 import typing
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union
+from typing import Annotated, Any, Literal, TypeVar, Union
 
 import tomli_w
 
 from stillroom.settings.errors import Refusal, nearest
+from stillroom.settings.limits import Within, hints_of
 
 T = TypeVar("T")
 
 
 def from_mapping(cls: type[T], values: Mapping[str, Any], where: str) -> T:
     """An instance of the settings dataclass; `where` names the file or call in errors."""
-    fields = {f.name: f for f in dataclasses.fields(cls) if f.init}  # pyright: ignore[reportArgumentType]
-    hints = typing.get_type_hints(cls)
+    fitted = fit(cls, values, where)
+    for name in required(cls):
+        if name not in values:
+            raise Refusal(f"{where}: {name!r} is missing; it has no default")
+    return cls(**fitted)
+
+
+def checked(settings: T, where: str) -> T:
+    """Settings that were made in Python, through the same door as those from a file."""
+    return from_mapping(type(settings), _shallow(settings), where)
+
+
+def required(cls: type) -> list[str]:
+    return [
+        f.name for f in dataclasses.fields(cls)
+        if f.init and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+    ]
+
+
+def fit(cls: type, values: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The values as their declared types, which may be a part of the settings."""
+    fields = {f.name: f for f in dataclasses.fields(cls) if f.init}
+    hints = hints_of(cls)
     for key in values:
         if key not in fields:
             raise Refusal(f"{where}: {key!r} is not a setting{nearest(key, fields)}")
-    for name, field in fields.items():
-        has_default = field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING
-        if name not in values and not has_default:
-            raise Refusal(f"{where}: {name!r} is missing; it has no default")
-    return cls(**{k: _fit(hints[k], v, f"{where}: {k}", _default(fields[k])) for k, v in values.items()})
+    return {k: _fit(hints[k], v, f"{where}: {k}", _default(fields[k])) for k, v in values.items()}
+
+
+def _shallow(settings: Any) -> dict[str, Any]:
+    return {f.name: getattr(settings, f.name) for f in dataclasses.fields(settings) if f.init}
 
 
 def _default(field: dataclasses.Field) -> Any:
@@ -39,54 +61,82 @@ def _default(field: dataclasses.Field) -> Any:
 
 def _fit(hint: Any, value: Any, where: str, default: Any = dataclasses.MISSING) -> Any:
     if isinstance(hint, type) and dataclasses.is_dataclass(hint):
-        if isinstance(value, hint):
-            return value
-        if not isinstance(value, Mapping):
-            raise Refusal(f"{where}: expected a table of settings, got {value!r}")
-        given = to_mapping(default) if isinstance(default, hint) else {}
-        return from_mapping(hint, given | dict(value), where)
+        return _fit_table(hint, value, where, default)
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Annotated:
+        fitted = _fit(arguments[0], value, where, default)
+        for limit in arguments[1:]:
+            if isinstance(limit, Within) and fitted not in limit:
+                raise Refusal(f"{where}: {fitted} must be {limit}")
+        return fitted
     if origin is Literal:
-        if value not in arguments:
-            raise Refusal(f"{where}: {value!r} is not one of {', '.join(map(repr, arguments))}")
+        if not any(type(a) is type(value) and a == value for a in arguments):
+            raise Refusal(f"{where}: {_shown(value)} is not one of {', '.join(map(repr, arguments))}")
         return value
     if origin in (Union, types.UnionType):
         if value is None and type(None) in arguments:
             return None
         return _fit(next(a for a in arguments if a is not type(None)), value, where)
     if origin is tuple:
-        if not isinstance(value, list | tuple):
-            raise Refusal(f"{where}: expected a list, got {value!r}")
-        if arguments[-1] is Ellipsis:
-            return tuple(_fit(arguments[0], v, where) for v in value)
-        if len(value) != len(arguments):
-            raise Refusal(f"{where}: expected {len(arguments)} values, got {len(value)}")
-        return tuple(_fit(a, v, where) for a, v in zip(arguments, value, strict=True))
-    if hint is Path and isinstance(value, str | Path):
-        return Path(value)
+        return _fit_tuple(arguments, value, where)
     if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
-        if not math.isfinite(value):
-            raise Refusal(f"{where}: {value} is not a finite number")
+        if not abs(value) <= sys.float_info.max:  # too large an int would not even be turned into a float
+            raise Refusal(f"{where}: {_shown(value)} is not a finite number")
         return float(value)
+    if hint in (str, Path) and isinstance(value, str | hint):
+        if "\0" in str(value) or not _is_unicode(str(value)):
+            raise Refusal(f"{where}: {ascii(value)[:60]} holds characters that a settings file cannot")
+        return hint(value)
     if isinstance(value, hint) and (hint is bool or not isinstance(value, bool)):
+        if hint is int and not -(2**63) <= value < 2**63:
+            raise Refusal(f"{where}: {_shown(value)} has more than the 64 bits of a settings file")
         return value
-    raise Refusal(f"{where}: expected {hint.__name__}, got {value!r}")
+    raise Refusal(f"{where}: expected {hint.__name__}, got {_shown(value)}")
+
+
+def _fit_table(hint: type, value: Any, where: str, default: Any) -> Any:
+    if isinstance(value, hint):
+        return checked(value, where)
+    if not isinstance(value, Mapping):
+        raise Refusal(f"{where}: expected a table of settings, got {_shown(value)}")
+    given = to_mapping(default) if isinstance(default, hint) else {}
+    return from_mapping(hint, given | dict(value), where)
+
+
+def _fit_tuple(arguments: tuple, value: Any, where: str) -> tuple:
+    if not isinstance(value, list | tuple):
+        raise Refusal(f"{where}: expected a list, got {_shown(value)}")
+    if arguments[-1] is Ellipsis:
+        return tuple(_fit(arguments[0], v, where) for v in value)
+    if len(value) != len(arguments):
+        raise Refusal(f"{where}: expected {len(arguments)} values, got {len(value)}")
+    return tuple(_fit(a, v, where) for a, v in zip(arguments, value, strict=True))
+
+
+def _shown(value: Any) -> str:
+    try:
+        text = repr(value)
+    except ValueError:  # Python does not print numbers of thousands of digits
+        return f"a very long {type(value).__name__}"
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _is_unicode(text: str) -> bool:
+    """Not so for an argument whose bytes were not UTF-8: Python keeps those as lone surrogates."""
+    return not any("\ud800" <= c <= "\udfff" for c in text)
 
 
 def to_mapping(settings: Any) -> dict[str, Any]:
     """Plain values, as TOML holds them; settings that are None are left out."""
-    out = {}
-    for field in dataclasses.fields(settings):
-        value = getattr(settings, field.name)
-        if dataclasses.is_dataclass(value):
-            out[field.name] = to_mapping(value)
-        elif isinstance(value, Path):
-            out[field.name] = str(value)
-        elif isinstance(value, tuple):
-            out[field.name] = list(value)
-        elif value is not None:
-            out[field.name] = value
-    return out
+    return {k: _plain(v) for k, v in _shallow(settings).items() if v is not None}
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        return to_mapping(value)
+    if isinstance(value, tuple):
+        return [_plain(v) for v in value]
+    return str(value) if isinstance(value, Path) else value
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -94,7 +144,7 @@ def read_toml(path: Path) -> dict[str, Any]:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise Refusal(f"{path}: no such settings file") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+    except (ValueError, RecursionError, OSError) as error:  # ValueError: bad TOML, bad UTF-8, endless digits
         raise Refusal(f"{path}: not a readable settings file: {error}") from None
 
 

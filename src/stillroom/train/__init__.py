@@ -8,5 +8,6 @@ from stillroom.train.watch import Lines, Silent, Watch
 
 __all__ = [
     "Average", "Lines", "Product", "Recipe", "Ref", "Role", "Silent", "Stage", "Turn", "Watch", "fit", "load",
-    "load_product", "make_plan", "mean_backward", "nothing", "product_hash", "read_run", "resume", "save_product", "start",
+    "load_product", "make_plan", "mean_backward", "nothing", "product_hash", "read_run", "resume", "save_product",
+    "start",
 ]

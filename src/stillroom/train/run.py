@@ -55,7 +55,10 @@ def prepared(make: Make, settings: Run, given: Mapping[str, Any] | None, folder:
     sources = sources_of(make, settings, given)
     torch.manual_seed(seed_of(settings.seed, "init"))
     with torch.device(world.device):
-        recipe = make(settings, **sources)
+        try:
+            recipe = make(settings, **sources)
+        except ValueError as error:  # a net, an adapter or a time law that these settings do not allow
+            raise Refusal(f"{getattr(make, '__name__', 'the recipe')} cannot be built: {error}") from error
     with tracked(settings, world, watch or Lines()) as told:
         yield Trainer(recipe, settings, sources, world, folder, told)
 
@@ -156,7 +159,7 @@ def read_run(path: Path, find: Callable[[str], Make]) -> tuple[str, Run, Make]:
     values = read_toml(path / "settings.toml")
     if "recipe" not in values:
         raise Refusal(f"{path}/settings.toml: 'recipe' is missing")
-    name = values.pop("recipe")
+    name = str(values.pop("recipe"))
     make = find(name)
     declared = getattr(make, "Settings", Run)
     settings = from_mapping(declared, values | {"out": str(path)}, f"{path}/settings.toml")

@@ -7,7 +7,7 @@ from stillroom.flows import Flow, Mixture
 from stillroom.settings import Refusal
 from stillroom.train.product import load_product
 
-_RING = re.compile(r"ring:(\d+)(?::([\d.]+))?")
+_RING = re.compile(r"ring:(\d+)(?::(\d+\.?\d*|\.\d+))?")
 
 
 def open_teacher(spec: str) -> Flow:

@@ -101,6 +101,8 @@ def pick_device(name: str) -> torch.device:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise Refusal(f"device {name!r} is not to be had here: {str(error).splitlines()[0]}") from None
+    if device.type == "meta":
+        raise Refusal("device 'meta' holds no numbers: nothing can be trained on it")
     return device
 
 

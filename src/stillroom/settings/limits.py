@@ -1,0 +1,48 @@
+"""Limits of a setting, declared with its type: `steps: Count = 100`. Every way in to the settings keeps them."""
+
+import typing
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+
+@dataclass(frozen=True)
+class Within:
+    """low <= value <= high; a side that is open leaves its end out."""
+
+    low: float
+    high: float = float("inf")
+    open: tuple[bool, bool] = (False, False)
+
+    def __contains__(self, value: float) -> bool:
+        above = value > self.low if self.open[0] else value >= self.low
+        return above and (value < self.high if self.open[1] else value <= self.high)
+
+    def __str__(self) -> str:
+        least = f"above {self.low}" if self.open[0] else f"at least {self.low}"
+        most = f"below {self.high}" if self.open[1] else f"at most {self.high}"
+        return least if self.high == float("inf") else f"{least} and {most}"
+
+
+@dataclass(frozen=True)
+class Place:
+    """A path or a name: the command line makes it absolute where a file or folder of that name is there."""
+
+
+Count = Annotated[int, Within(1)]
+Natural = Annotated[int, Within(0)]
+NotNegative = Annotated[float, Within(0)]
+Positive = Annotated[float, Within(0, open=(True, False))]
+Share = Annotated[float, Within(0, 1)]
+Decay = Annotated[float, Within(0, 1, open=(False, True))]
+Where = Annotated[str, Place()]
+
+
+def hints_of(cls: type) -> dict[str, Any]:
+    """The fields' types, with limits. A recipe that restates `steps: int = 5000` keeps the limit of `Run.steps`."""
+    hints: dict[str, Any] = {}
+    for base in reversed(cls.__mro__):
+        for name, hint in typing.get_type_hints(base, include_extras=True).items():
+            limited = hints.get(name)
+            if typing.get_origin(limited) is not Annotated or typing.get_args(limited)[0] != hint:
+                hints[name] = hint
+    return hints

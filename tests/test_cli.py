@@ -1,0 +1,335 @@
+"""Commands do what they say: a run, its product and pictures, recipes of one's own, what is printed and what is not."""
+
+import json
+import os
+import pty
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import stillroom as package
+from command import TINY, files, python, stillroom
+from stillroom.recipes import listing
+from stillroom.settings import read_toml
+from stillroom.train import load
+from stillroom.train.folder import read_rows
+
+MINE = '''"""Learns one number.
+
+Paper: none.
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+
+from stillroom.nets import buildable
+from stillroom.settings import Optimizer, Run
+from stillroom.train import Product, Recipe, Role, Stage
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(Run):
+    steps: int = 40
+    goal: float = 3.0
+    """Where the number should go."""
+    student: Optimizer = field(default_factory=lambda: Optimizer(lr=0.1, name="adam"))
+
+
+@buildable
+class Number(nn.Module):
+    def __init__(self, start: float = 0.0):
+        super().__init__()
+        self.x = nn.Parameter(torch.tensor([start]))
+
+
+class Mine(Recipe):
+    Settings = Settings
+
+    def __init__(self, settings):
+        self.settings, self.number = settings, Number(1.0)
+
+    def roles(self):
+        return {"number": Role(self.number, self.settings.student)}
+
+    def stages(self):
+        return [Stage("train", self.settings.steps)]
+
+    def losses(self, batch, turn):
+        noise = turn.randn((turn.batch, 1))
+        return {"number": {"square": (self.number.x - self.settings.goal + 0.1 * noise).square()}}
+
+    def product(self):
+        return Product("number", {"number": self.number}, {})
+'''
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    """A flow of 50 steps."""
+    run = tmp_path_factory.mktemp("digits") / "run"
+    told = stillroom("train flow", TINY, "--steps 50 --log-every 10 --out", run)
+    assert told.code == 0, told.err
+    return run, told
+
+
+def weights(run):
+    return load(run).state_dict()
+
+
+def equal(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+# ---- looking around ----
+
+
+@pytest.mark.parametrize("words", [
+    ["--help"], ["--version"], ["recipes"], ["recipes", "--json"], ["claims", "list"], ["train", "--help"],
+    ["distill", "--help"], ["report", "--help"], ["resume", "--help"], ["nosuch"], ["train", "flwo"],
+])
+def test_looking_around_imports_no_torch(words):
+    script = f"import sys; from stillroom.cli.main import main; code = main({words}); " \
+             "sys.exit(99 if 'torch' in sys.modules else code)"
+    assert python("-c", script).returncode == (2 if words[-1] in ("nosuch", "flwo") else 0)
+
+
+def test_recipes_are_listed_with_title_and_paper():
+    told = stillroom("recipes --json")
+    rows = json.loads(told.out)
+    assert [r["name"] for r in rows] == [e.name for e in listing()]
+    assert all(r["title"] and r["paper"] and r["verb"] in ("train", "distill") for r in rows)
+    plain = stillroom("recipes").out
+    assert all(r["title"] in plain for r in rows)
+
+
+def test_help_shows_every_setting_with_its_words():
+    told = stillroom("train flow --help")
+    assert told.code == 0
+    words = " ".join(told.out.split())
+    for expected in ("Flow matching:", "--model.lr", "--sampler-steps", "Share of labels dropped", "--config FILE"):
+        assert expected in words
+
+
+def test_a_file_dropped_into_recipes_is_found(tmp_path):
+    """In a copy of the package: nothing else has to be told."""
+    shutil.copytree(Path(package.__file__).parent, tmp_path / "stillroom", ignore=shutil.ignore_patterns("__pycache__"))
+    (tmp_path / "stillroom/recipes/my_number.py").write_text(MINE)
+    env = {"PYTHONPATH": str(tmp_path)}
+    rows = json.loads(python("-m", "stillroom", "recipes", "--json", env=env).stdout)
+    assert {"name": "my-number", "verb": "distill", "title": "Learns one number.", "paper": "none."}.items() <= next(
+        r for r in rows if r["name"] == "my-number"
+    ).items()
+    done = python("-m", "stillroom", "distill", "my-number", "--out", tmp_path / "run", "--quiet", env=env)
+    assert done.returncode == 0, done.stderr
+    assert 'recipe = "my-number"' in (tmp_path / "run/settings.toml").read_text()
+
+
+# ---- a run ----
+
+
+def test_a_run_leaves_what_it_says(digits):
+    run, told = digits
+    assert {"settings.toml", "metrics.jsonl", "run.json", "product/product.json", "report.html"} <= set(files(run))
+    assert told.out == f"product: {run}/product\nreport:  {run}/report.html\n"
+    assert [r["step"] for r in read_rows(run / "metrics.jsonl")] == [10, 20, 30, 40, 50]
+    lines = told.err.splitlines()
+    assert lines[0] == "FlowMatching: step 0 of 50"
+    assert [line.split()[:2] for line in lines[1:]] == [["step", f"{k}/50"] for k in (10, 20, 30, 40, 50)]
+
+
+def test_pictures_are_the_same_at_any_batch(digits, tmp_path):
+    run, _ = digits
+    for name, batch in {"a": 256, "b": 3}.items():
+        assert stillroom("sample", run, f"--n 10 --steps 3 --batch {batch} --out {name}.npz").code == 0
+    a, b = np.load("a.npz"), np.load("b.npz")
+    assert a["x"].shape == (10, 1, 8, 8) and np.abs(a["x"] - b["x"]).max() < 1e-5
+    assert a["y"].tolist() == b["y"].tolist() == list(range(10))
+    assert np.allclose(a["x"], load(run).sample(10, steps=3).numpy(), atol=1e-5)
+
+
+def test_pictures_are_written_as_a_sheet_or_one_by_one(digits, tmp_path):
+    run, _ = digits
+    told = stillroom("sample", run, "--n 5 --steps 3 --out deep/er/images")
+    assert (told.code, told.out, told.err) == (0, "deep/er/images\n", "")
+    stillroom("sample", run, "--n 5 --steps 3 --out x.npz --guidance 1")
+    x = np.load("x.npz")["x"].astype(np.float64)
+    expected = np.rint((x.clip(-1, 1) + 1) * 127.5).astype(np.uint8)
+    assert files(Path("deep/er/images")) == [f"{i:06d}.png" for i in range(5)]
+    for i, image in enumerate(expected):
+        written = np.asarray(Image.open(f"deep/er/images/{i:06d}.png"))
+        assert np.array_equal(written, np.repeat(image[0][..., None], 3, 2))
+    assert stillroom("sample", run, "--n 5 --steps 3").out.strip() == f"{run}/samples/drawn.png"
+    sheet = np.asarray(Image.open(run / "samples/drawn.png"))
+    assert np.array_equal(sheet[:48:6, :48:6, 0], expected[0][0])  # each pixel six times as large
+    stillroom("sample", run / "product", "--n 2 --steps 1")
+    assert Path("drawn.png").exists()
+
+
+@pytest.mark.parametrize("more", [
+    "--path ddpm --prediction eps --sampler ddim",
+    "--path cosine --times logit-normal",
+    "--path ve --prediction x0 --times log-normal --sampler euler",
+    "--shift 2 --prediction x0 --sampler dpmpp_2m",
+    "--data shapes --size 16 --net dit --patch 4 --width 64",
+])
+def test_paths_nets_and_samplers_make_loadable_products(more):
+    told = stillroom("train flow", TINY, "--steps 10 --quiet --out run", more)
+    assert told == (0, "", "")
+    assert stillroom("sample run --n 3 --steps 4 --out x.npz").code == 0
+    x = np.load("x.npz")["x"]
+    assert np.isfinite(x).all() and len(np.unique(x.round(4), axis=0)) == 3
+
+
+def test_a_runs_own_settings_file_makes_it_again_bit_for_bit(digits):
+    run, _ = digits
+    assert stillroom("train flow --quiet --config", run / "settings.toml", "--out again").code == 0
+    old, new = (read_toml(p / "settings.toml") for p in (run, Path("again")))
+    assert old | {"out": "again"} == new and new["recipe"] == "flow"
+    assert equal(weights(run), weights("again"))
+
+
+def test_a_settings_file_of_another_recipe_is_refused(digits):
+    run, _ = digits
+    told = stillroom("distill vsd --config", run / "settings.toml", "--out x")
+    assert told.code == 2 and "settings of the recipe flow, not of vsd" in told.err
+
+
+def test_resume_of_a_finished_run_changes_nothing(digits):
+    run, _ = digits
+    shutil.copytree(run, "copy")
+    assert stillroom("resume copy --quiet") == (0, "", "")
+    assert equal(weights(run), weights("copy"))
+    assert [r["step"] for r in read_rows(Path("copy/metrics.jsonl"))] == [10, 20, 30, 40, 50]
+    assert stillroom("report copy") == (0, "copy/report.html\n", "")
+
+
+def test_data_named_from_one_folder_is_found_from_another(monkeypatch, tmp_path):
+    Path("pictures/train").mkdir(parents=True)
+    for i in range(8):
+        Image.new("RGB", (8, 8), (30 * i, 0, 0)).save(f"pictures/train/{i}.png")
+    for name, data in {"plain": "pictures", "split": "pictures:train"}.items():
+        told = stillroom(f"train flow --size 8 --batch 4 --width 16 --depth 1 --precision float32 --steps 1 --quiet "
+                         f"--data {data} --out {name}")
+        assert told == (0, "", "")
+        assert f'data = "{tmp_path}/{data}"' in Path(name, "settings.toml").read_text()
+        shutil.rmtree(f"{name}/checkpoints")
+        Path("elsewhere").mkdir(exist_ok=True)
+        monkeypatch.chdir("elsewhere")
+        assert stillroom(f"resume ../{name} --quiet").code == 0
+        monkeypatch.chdir(tmp_path)
+
+
+def test_a_folder_called_like_builtin_data_does_not_hide_it():
+    Path("digits").mkdir()
+    assert stillroom("train flow", TINY, "--steps 1 --quiet --out run").code == 0
+    assert 'data = "digits"' in Path("run/settings.toml").read_text()
+
+
+def test_a_run_made_in_python_is_drawn_from_too(digits):
+    shutil.copytree(digits[0], "run")
+    Path("run/settings.toml").write_text(Path("run/settings.toml").read_text().replace('"flow"', '"python:Mine"'))
+    assert stillroom("sample run --n 2 --steps 1 --out x.npz") == (0, "x.npz\n", "")
+
+
+# ---- what is printed ----
+
+
+def test_plan_says_the_cost_and_leaves_nothing(tmp_path):
+    told = stillroom("train flow", TINY, "--steps 30 --track tensorboard --out run --plan")
+    assert (told.code, told.err, files(tmp_path)) == (0, "", [])
+    lines, names = told.out.splitlines(), ["model trains", "precision", "memory", "time per step", "whole run"]
+    assert [line[:22].strip() for line in lines] == names
+    count = sum(p.numel() for p in load_flow_of(tmp_path).denoiser.parameters())
+    assert lines[0].split()[2] == f"{count:,}"
+    per_step, minutes = float(lines[3].split()[3]), float(lines[4].split()[4])
+    assert lines[4].split()[2:4] == ["30", "steps,"]
+    assert per_step > 0 and minutes == pytest.approx(30 * per_step / 6e4, abs=0.051)
+
+
+def load_flow_of(tmp_path):
+    assert stillroom("train flow", TINY, "--steps 1 --quiet --out", tmp_path / "one").code == 0
+    return load(tmp_path / "one")
+
+
+def test_quiet_says_nothing():
+    assert stillroom("train flow", TINY, "--steps 2 --out run --quiet") == (0, "", "")
+    assert stillroom("resume run --quiet") == (0, "", "")
+
+
+def test_the_bar_on_a_terminal(tmp_path):
+    """With the note of the precision trial, whose line must stand by itself."""
+    leader, follower = pty.openpty()
+    words = f"-m stillroom train flow {TINY} --precision auto --steps 40 --log-every 10 --out run".split()
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "TERM": "xterm", "COLUMNS": "120"}
+    process = subprocess.Popen([sys.executable, *words], stdout=subprocess.DEVNULL, stderr=follower, env=env)
+    os.close(follower)
+    screen = b""
+    while True:
+        try:
+            screen += os.read(leader, 4096)
+        except OSError:  # the other end is closed
+            break
+    os.close(leader)
+    assert process.wait(60) == 0
+    text = screen.decode()
+    assert "FlowMatching" in text and "40/40" in text and "model/flow" in text and "Traceback" not in text
+    assert any(line.strip().startswith("precision: ") and line.strip().endswith(")") for line in text.splitlines())
+
+
+def test_tensorboard_holds_the_terms():
+    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    assert stillroom("train flow", TINY, "--steps 4 --log-every 2 --track tensorboard --quiet --out run").code == 0
+    for file in Path("run/track").rglob("events.*"):  # the settings are in files of their own
+        seen = events.EventAccumulator(str(file))
+        seen.Reload()
+        if "model/flow" in seen.Tags()["scalars"]:
+            break
+    logged = [(e.step, e.value) for e in seen.Scalars("model/flow")]
+    assert logged == [(r["step"], pytest.approx(r["model/flow"])) for r in read_rows(Path("run/metrics.jsonl"))]
+
+
+# ---- a recipe of one's own ----
+
+
+def test_own_recipe_has_help_trains_reports_and_loads(tmp_path, monkeypatch):
+    Path("mine.py").write_text(MINE)
+    told = stillroom("distill mine.py:Mine --help")
+    assert told.code == 0 and "--goal" in told.out and "Where the number should go" in told.out
+    told = stillroom("distill mine.py:Mine --out run --goal 2 --steps 200 --quiet")
+    assert told == (0, "", "")
+    assert f'recipe = "{tmp_path}/mine.py:Mine"' in Path("run/settings.toml").read_text()
+    assert abs(float(load("run").x) - 2) < 0.2
+    assert "mine.py:Mine" in Path("run/report.html").read_text()
+    done = python("-m", "stillroom", "sample", "run/product")  # a new process must read the file: the class is in it
+    assert done.returncode == 2 and done.stderr == "stillroom: a product of kind 'number' is not drawn from\n"
+
+
+def test_own_recipe_killed_and_resumed_from_elsewhere_is_the_run_never_killed(tmp_path, monkeypatch):
+    slow = "from time import sleep\n" + MINE.replace("        noise =", "        sleep(0.02)\n        noise =")
+    Path("mine.py").write_text(slow)
+    flags = ["--steps", "60", "--checkpoint-every", "5", "--quiet", "--precision", "float32"]
+    process = subprocess.Popen([sys.executable, "-m", "stillroom", "distill", "mine.py:Mine", "--out", "run", *flags])
+    while not list(Path("run/checkpoints").glob("step-*")) and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    Path("elsewhere").mkdir()
+    monkeypatch.chdir("elsewhere")
+    assert stillroom("resume ../run --quiet") == (0, "", "")
+    assert stillroom("distill", tmp_path / "mine.py:Mine", "--out whole", *flags) == (0, "", "")
+    assert equal(weights("../run"), weights("whole"))
