@@ -64,16 +64,17 @@ def made(folder: Path, recipe: str, values: Mapping[str, Any], quiet: bool) -> P
 
 
 def the_page(runs: Mapping[str, Path]) -> str:
-    from stillroom.report import Header, Images, Panels, Table, Text, page, scatter
+    from stillroom.report import Files, Header, Images, Panels, Table, Text, page, scatter
 
     header = Header("stillroom demo", lead="Distillation of generative models, on this machine, from nothing.")
     clouds = {name: points(runs[name]) for name in ("sds", "vsd")}
     return page("A tour", [
         Text("What happened", [
             "A small flow was trained on scikit-learn's 8x8 digits: the teacher. Then 512 points were moved to eight "
-            "Gaussian modes by score distillation, twice. SDS follows the target's score alone, and every point climbs "
-            "to the middle of a mode. VSD subtracts the score of the points themselves, which is learned as they move, "
-            "and the points keep the target's spread. Last, VSD moved 100 noise images by the digits teacher's score.",
+            "Gaussian modes by score distillation, twice. SDS follows the target's score alone, averaged over noise "
+            "levels, and every point falls to where that average leads: the empty middle. VSD subtracts the score of "
+            "the points themselves, which is learned as they move, and the points keep the target's modes and their "
+            "spread. Last, VSD moved 100 noise images by the score of the digits teacher.",
             "Each run's own page has its curves, settings and samples.",
         ]),
         Panels("The same target, the same start", {"": scatter(clouds, target=truth())},
@@ -83,8 +84,15 @@ def the_page(runs: Mapping[str, Path]) -> str:
             (last_sample(runs["digits"]), "The teacher's samples, 18 steps of Heun's method, ten classes in turn"),
             (last_sample(runs["digits-vsd"]), "Images moved from noise by VSD, ten classes in turn"),
         ]),
-        Text("Runs", [f"{name}: {path / 'report.html'}" for name, path in runs.items()]),
+        Files("Runs", [(f"{name}/report.html", name, path_words(path), "") for name, path in runs.items()]),
     ], header)
+
+
+def path_words(folder: Path) -> str:
+    from stillroom.train.files import read_json
+
+    info = read_json(folder / "run.json")
+    return f"{info['steps']} steps of {info['recipe']} in {info['seconds']:.0f} s"
 
 
 def points(folder: Path):

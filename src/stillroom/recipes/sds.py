@@ -10,8 +10,8 @@ In x0 space the injected noise eps stands for x itself, so this is the gap with 
 
 Paper: DreamFusion (Poole et al. 2022), arXiv 2209.14988.
 
-Expect: collapse. Each particle climbs to a mode of the smoothed density; the spread within a mode is lost. That is
-what `vsd` mends, and why this recipe is its control.
+Expect: collapse. All particles go where the score leads when it is averaged over noise levels: a mode, or a place
+between modes; the target's spread is lost. That is what `vsd` mends, and why this recipe is its control.
 """
 
 from dataclasses import dataclass, field
