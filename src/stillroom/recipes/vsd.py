@@ -1,7 +1,7 @@
 """Variational score distillation: particles that keep the target's spread, because they know their own score.
 
-Problem: score distillation (`sds`) loses the target's spread: all particles collapse. Treat the particles as samples of a
-distribution instead, and follow the difference of two scores: the target's, and that distribution's own.
+Problem: score distillation (`sds`) loses the target's spread: all particles collapse. Treat the particles as samples
+of a distribution instead, and follow the difference of two scores: the target's, and that distribution's own.
 
 Equation: with x_t = alpha x + sigma eps, teacher e_T, fake score e_F,
 

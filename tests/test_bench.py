@@ -1,0 +1,54 @@
+"""The benches' figures against closed forms: coverage of the median's interval, and what a ratio must not depend on."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "bench"))
+
+from compare import Figure, interleave, median, ratio, tail  # pyright: ignore[reportMissingImports]
+
+
+# Conover, Practical Nonparametric Statistics: ranks of the 95 % interval of a median.
+@pytest.mark.parametrize(("n", "rank", "coverage"), [(6, 1, 0.9688), (10, 2, 0.9785), (15, 4, 0.9648), (20, 6, 0.9586)])
+def test_interval_of_the_median_lies_at_the_tabled_ranks(n, rank, coverage):
+    figure = median(list(np.random.default_rng(n).permutation(n) + 1.0))
+    assert (figure.low, figure.high) == (rank, n + 1 - rank)
+    assert 1 - 2 * tail(n, rank) == pytest.approx(coverage, abs=1e-4)
+    assert 1 - 2 * tail(n, rank + 1) < 0.95  # and no narrower pair would do
+
+
+def test_interval_covers_the_median_of_a_skewed_law_as_often_as_it_says():
+    draws = np.random.default_rng(0).exponential(size=(3000, 12))
+    figures = [median(list(d)) for d in draws]
+    held = np.mean([f.low <= np.log(2) <= f.high for f in figures])
+    assert held == pytest.approx(1 - 2 * tail(12, 3), abs=0.012)  # 0.9614; three standard errors
+
+
+def test_too_few_rounds_give_no_interval_and_no_verdict():
+    for figure in (median([1.0] * 5), ratio([1.0] * 5, [2.0] * 5)):
+        assert (figure.low, figure.high) == (-np.inf, np.inf)
+        assert figure.verdict(below=100, above=None) == "open"
+
+
+def test_ratio_of_a_constant_factor_is_exact_whatever_the_machine_did():
+    load = np.random.default_rng(1).lognormal(size=12)
+    assert ratio(list(3 * load), list(load)) == pytest.approx((3, 3, 3), rel=1e-12)
+    with pytest.raises(ValueError, match="both sides"):
+        ratio([1.0] * 6, [1.0] * 7)
+
+
+def test_verdict_needs_the_whole_interval():
+    figure = Figure(1.02, 1.01, 1.04)
+    assert [figure.verdict(b, None) for b in (1.05, 1.03, 1.01)] == ["met", "open", "missed"]
+    assert [figure.verdict(None, a) for a in (1.0, 1.03, 1.04)] == ["met", "open", "missed"]
+    assert figure.verdict(None, None) == ""
+
+
+def test_contenders_alternate_and_warm_up_is_left_out():
+    calls = []
+    samples = interleave({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, rounds=3, warmup=2)
+    assert calls == ["a", "b"] * 5
+    assert {name: len(s) for name, s in samples.items()} == {"a": 3, "b": 3}
