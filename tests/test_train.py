@@ -379,3 +379,32 @@ def test_a_pickle_in_place_of_weights_is_refused(tmp_path):
     torch.save({"": torch.zeros(2)}, tmp_path / "run/product/weight.safetensors")
     with pytest.raises(Refusal, match="not a readable safetensors file"):
         load(tmp_path / "run")
+
+
+def test_a_product_on_a_base_leaves_only_what_is_its_own(tmp_path):
+    from safetensors.torch import load_file
+
+    from stillroom.nets import MLP, Lora
+    from stillroom.train import Ref, product_hash, save_product
+
+    torch.manual_seed(0)
+    net = MLP(2, 8, 1)
+    for p in net.parameters():
+        nn.init.normal_(p)
+    save_product(Product("net", {"net": net}), tmp_path / "base")
+    adapted = Lora(net, rank=2)
+    for name, p in adapted.named_parameters():
+        if "lora_" in name:
+            nn.init.normal_(p)
+    base = Ref(str(tmp_path / "base"), product_hash(tmp_path / "base"))
+    save_product(Product("net", {"net": adapted}, base=base), tmp_path / "lora")
+    assert all("lora_" in name for name in load_file(tmp_path / "lora/net.safetensors"))
+    x, t = torch.randn(4, 2), torch.rand(4)
+    assert torch.equal(load(tmp_path / "lora")(x, t), adapted(x, t))
+
+    save_product(Product("net", {"net": MLP(2, 8, 1)}), tmp_path / "base")
+    with pytest.raises(Refusal, match="not the base that this product was made on"):
+        load(tmp_path / "lora")
+    (tmp_path / "base/product.json").unlink()
+    with pytest.raises(Refusal, match="the base of this product is gone"):
+        load(tmp_path / "lora")

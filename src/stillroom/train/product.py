@@ -1,4 +1,8 @@
-"""Products on disk: `product.json` says what the parts are, safetensors hold their weights. Loading knows no recipe."""
+"""Products on disk: `product.json` says what the parts are, safetensors hold their weights. Loading knows no recipe.
+
+A product with a base stores only what the base has not: tensors that are the base's, byte for byte, are named in
+`borrowed` and taken from it again. So a LoRA leaves its adapters, and cannot be put on another model than its own.
+"""
 
 import hashlib
 import json
@@ -20,13 +24,16 @@ FORMAT = 1
 
 def save_product(product: Product, folder: Path, writes: bool = True) -> None:
     """Every process gathers its shards; the first one writes."""
-    parts, weights = {}, {}
+    parts, weights, borrowed = {}, {}, {}
+    owned = {} if product.base is None else {_digest(v): k for k, v in base_tensors(product.base).items()}
     for name, part in product.parts.items():
         if isinstance(part, Tensor):
             parts[name], tensors = {"tensor": True}, {"": part}
         else:
             parts[name], tensors = describe(part), part.state_dict()
-        weights[name] = {k: full(v.detach()).cpu().clone().contiguous() for k, v in tensors.items()}
+        whole = {k: full(v.detach()).cpu().clone().contiguous() for k, v in tensors.items()}
+        borrowed[name] = {k: owned[d] for k, v in whole.items() if (d := _digest(v)) in owned} if owned else {}
+        weights[name] = {k: v for k, v in whole.items() if k not in borrowed[name]}
     if not writes:
         return
     with folder_written_atomically(folder) as new:
@@ -35,7 +42,7 @@ def save_product(product: Product, folder: Path, writes: bool = True) -> None:
         base = None if product.base is None else {"path": product.base.path, "sha256": product.base.sha256}
         sums = {f"{name}.safetensors": sha256(new / f"{name}.safetensors") for name in weights}
         content = {"format": FORMAT, "kind": product.kind, "card": dict(product.card), "base": base, "parts": parts,
-                   "sha256": sums}
+                   "borrowed": borrowed, "sha256": sums}
         (new / "product.json").write_text(json.dumps(content, indent=1))
 
 
@@ -57,23 +64,56 @@ def load_product(path: Path | str) -> Product:
         if content["format"] != FORMAT:
             raise Refusal(f"{folder}: a product of format {content['format']}; this stillroom reads format {FORMAT}")
         base = Ref(**content["base"]) if content["base"] else None
-        parts = {name: _load_part(folder, name, d, content["sha256"]) for name, d in content["parts"].items()}
+        base_has = {} if base is None else base_tensors(base)
+        parts = {
+            name: _load_part(folder, name, description, content["sha256"],
+                             {k: base_has[v] for k, v in content["borrowed"][name].items()})
+            for name, description in content["parts"].items()
+        }
         return Product(content["kind"], parts, content["card"], base)
     except (KeyError, TypeError) as error:
         raise Refusal(f"{folder}/product.json: not a product this stillroom understands: {error!r}") from None
 
 
-def _load_part(folder: Path, name: str, description: Any, sums: dict[str, str]) -> nn.Module | Tensor:
+def base_tensors(base: Ref) -> dict[str, Tensor]:
+    """Every tensor of a base by "part/name", when it is still the model that the product was made on."""
+    try:
+        found = product_hash(base.path)
+    except Refusal as refusal:
+        raise Refusal(f"the base of this product is gone: {refusal}") from None
+    if found != base.sha256:
+        raise Refusal(f"{base.path}: not the base that this product was made on; its weights have another hash")
+    folder = product_folder(base.path)
+    content = read_json(folder / "product.json")
+    return {
+        f"{part}/{k}": v for part in content["parts"] for k, v in _own_tensors(folder, part, content["sha256"]).items()
+    }
+
+
+def _own_tensors(folder: Path, name: str, sums: dict[str, str]) -> dict[str, Tensor]:
     path = folder / f"{name}.safetensors"
     tensors = load_tensors(path)
     if sha256(path) != sums[path.name]:
         raise Refusal(f"{path}: its checksum is not the one in product.json; the file was damaged or exchanged")
+    return tensors
+
+
+def _digest(x: Tensor) -> str:
+    """Names a tensor by shape, type and bytes."""
+    digest = hashlib.sha256(f"{tuple(x.shape)} {x.dtype}".encode())
+    digest.update(x.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _load_part(folder: Path, name: str, description: Any, sums: dict[str, str],
+               borrowed: dict[str, Tensor]) -> nn.Module | Tensor:
+    tensors = _own_tensors(folder, name, sums) | borrowed
     if "tensor" in description:
         return tensors[""]
     with torch.random.fork_rng(devices=[]):  # initial weights are drawn and overwritten; the caller sees no draw
         part = build(description)
     state = part.state_dict(keep_vars=True)
-    match_names(state, tensors, str(path))
+    match_names(state, tensors, f"{folder}/{name}.safetensors")
     for key, mine in state.items():
         fill(mine, tensors[key])
     return part.requires_grad_(False).eval()
