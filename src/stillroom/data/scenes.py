@@ -4,6 +4,7 @@ A scene is drawn once as continuous parameters from its index, then rendered at 
 signed distance to the edge in pixels, clipped, which is clean at 32 pixels and the same scene at 512.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 
@@ -30,9 +31,10 @@ def _grid(size: int) -> tuple[np.ndarray, np.ndarray]:
 _THIRDS = np.array([0, 1 / 3, 2 / 3], np.float32)
 
 
-def _colour(hue: float, saturation: float, value: float) -> np.ndarray:
+def _colour(hue, saturation, value) -> np.ndarray:
+    """[3] of three numbers, [L, 3] of three columns."""
     wheel = 0.5 + 0.5 * np.cos(2 * np.pi * (hue - _THIRDS), dtype=np.float32)
-    return value * (1 - saturation + saturation * wheel)                            # [3]
+    return value * (1 - saturation + saturation * wheel)
 
 
 def _finish(canvas: np.ndarray) -> Tensor:
@@ -125,27 +127,35 @@ def leaves(index: int, size: int) -> Tensor:
     hues, palette = rng.normal(0, 0.04, LEAVES), rng.random(4)                      # a few hues for each picture
     hues += palette[rng.integers(0, len(palette), LEAVES)]
     u = rng.random((LEAVES, 6))
-    x, y = _grid(size)
+    inks = _colour(hues[:, None], 0.25 + 0.7 * u[:, 4:5], 0.2 + 0.75 * u[:, 5:]).astype(np.float32)   # [L, 3]
+    middles = (np.arange(size, dtype=np.float32) + 0.5) / size
     canvas = np.empty((3, size, size), np.float32)
     canvas[:] = _colour(palette[0], 0.4, 0.5)[:, None, None]
-    for (cx, cy), r, hue, draw in zip(centres.tolist(), radii.tolist(), hues.tolist(), u.tolist(), strict=True):
+    for i in np.flatnonzero(~_hidden(centres, radii, 1 / size)).tolist():
+        (cx, cy), r, draw = centres[i].tolist(), float(radii[i]), u[i].tolist()
         left, right = max(0, int((cx - r) * size - 1)), min(size, int((cx + r) * size + 2))
         top, bottom = max(0, int((cy - r) * size - 1)), min(size, int((cy + r) * size + 2))
         if left >= right or top >= bottom:
             continue
-        dx, dy = x[top:bottom, left:right] - cx, y[top:bottom, left:right] - cy
-        cover = np.clip(0.5 + (r - np.sqrt(dx * dx + dy * dy)) * size, 0, 1)
-        turn = 2 * np.pi * draw[0]
-        along = np.cos(turn) * dx + np.sin(turn) * dy
+        dx, dy = middles[left:right] - cx, middles[top:bottom, None] - cy
+        cover = (0.5 + (r - np.sqrt(dx * dx + dy * dy)) * size).clip(0, 1)
+        turn = 2 * math.pi * draw[0]
+        along = math.cos(turn) * dx + math.sin(turn) * dy
         shade = 1 + (0.3 * draw[1] / r) * along
         if draw[2] < 0.3 and r > 0.08:
             # np.sinc is the average of the wave over a pixel: fine stripes fade at low sizes and never alias.
             wave = 0.1 + 0.15 * draw[3]
-            shade += 0.25 * np.sinc(1 / (wave * size)) * np.sin(along * (2 * np.pi / wave))
-        ink = _colour(hue, 0.25 + 0.7 * draw[4], 0.2 + 0.75 * draw[5])[:, None, None]
+            shade += 0.25 * float(np.sinc(1 / (wave * size))) * np.sin(along * (2 * math.pi / wave))
         patch = canvas[:, top:bottom, left:right]
-        patch += cover * (ink * shade - patch)
+        patch += cover * (inks[i, :, None, None] * shade - patch)
     return _finish(canvas)
+
+
+def _hidden(centres: np.ndarray, radii: np.ndarray, edge: float) -> np.ndarray:
+    """[L]: discs that lie wholly under a later one, its soft edge left out; at small sizes they cost half the time."""
+    apart = np.sqrt(((centres[:, None] - centres) ** 2).sum(-1))                    # [L, L]
+    under = apart + radii[:, None] + edge <= radii - edge
+    return np.triu(under, 1).any(1)
 
 
 KINDS: dict[str, tuple[Callable[[int, int], Tensor], tuple[str, ...] | None]] = {

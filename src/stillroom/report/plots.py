@@ -133,12 +133,12 @@ def _cloud(name: str, cloud: np.ndarray, density: np.ndarray | None, low: np.nda
     axes = figure.add_axes((0.005, 0.005, 0.99, 0.9), facecolor="none")  # the same place whatever is written
     if density is not None:
         shade = np.empty((*density.shape, 4))
-        shade[..., :3], shade[..., 3] = to_rgb(DENSITY), 0.6 * np.sqrt(density)
+        shade[..., :3], shade[..., 3] = to_rgb(DENSITY), 0.45 * np.sqrt(density)
         axes.imshow(shade, extent=(low[0], high[0], low[1], high[1]), origin="lower", interpolation="bilinear")
     good = finite(cloud).all(1)
     inside = good & ((cloud >= low) & (cloud <= high)).all(1)
     drawn = cloud[inside][:: max(1, math.ceil(inside.sum() / CLOUD))]
-    axes.plot(drawn[:, 0], drawn[:, 1], ".", color=ACCENT, ms=2.2, alpha=0.55, mew=0, rasterized=True)
+    axes.plot(drawn[:, 0], drawn[:, 1], ".", color=ACCENT, ms=3.0, alpha=0.8, mew=0, rasterized=True)
     axes.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]), xticks=[], yticks=[])
     for spine in axes.spines.values():
         spine.set(color=RULE, linewidth=0.8)

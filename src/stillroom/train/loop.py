@@ -39,6 +39,8 @@ class Interrupted(Refusal):
 
 
 def join(micros: Sequence[Batch]) -> Batch:
+    if len(micros) == 1:
+        return micros[0]
     x, y = zip(*micros, strict=True)
     return Batch(torch.cat(x), None if y[0] is None else torch.cat(y))
 
