@@ -1,0 +1,121 @@
+"""Carrying a claim out: every arm with every seed, then the verdict, then one JSON file that says it all."""
+
+import importlib.metadata
+import json
+import math
+import multiprocessing
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from stillroom import train
+from stillroom.claims import find
+from stillroom.claims.claim import Claim, verdict
+from stillroom.settings import Refusal
+from stillroom.train.files import write_atomically
+from stillroom.train.folder import machine, now
+
+
+def trained(recipe: type, **settings: Any) -> Any:
+    """What a run of the recipe leaves, loaded from its folder, which then goes. Always on the CPU and in float32, so
+    that the figures are those of any laptop."""
+    with tempfile.TemporaryDirectory(prefix="stillroom-claim-") as folder:
+        resolved = recipe.Settings(out=Path(folder) / "run", device="cpu", precision="float32", **settings)
+        return train.load(train.start(recipe, resolved, recipe.__name__, watch=train.Silent()))
+
+
+Task = tuple[str, int]
+"""(arm, seed)"""
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Nets this small gain nothing from a second thread, and lose tenfold where another process uses that core."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def timed(claim: Claim, task: Task, quick: bool) -> tuple[dict[str, float | None], float]:
+    """The metrics of one arm and seed, and the seconds they took."""
+    start = time.perf_counter()
+    with one_thread():
+        metrics = claim.measure(*task, quick)
+    # JSON has no word for nan; None is what the verdict refuses
+    finite = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+    return finite, time.perf_counter() - start
+
+
+def timed_by_name(name: str, task: Task, quick: bool) -> tuple[dict[str, float | None], float]:
+    """In a process of its own, which finds the claim again: functions of a claim do not travel."""
+    return timed(find(name), task, quick)
+
+
+def carried_out(claim: Claim, tasks: Sequence[Task], quick: bool, jobs: int) -> Iterator[tuple[Task, Any]]:
+    """(task, what came of it), as they end. Each is a function of its seed alone, whichever process it runs in."""
+    if jobs == 1:
+        yield from ((task, timed(claim, task, quick)) for task in tasks)
+        return
+    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
+        futures = {pool.submit(timed_by_name, claim.name, task, quick): task for task in tasks}
+        for future in as_completed(futures):
+            yield futures[future], future.result()
+
+
+def run(claim: Claim, seeds: Sequence[int], quick: bool = False, jobs: int = 1,
+        tell: Callable[[str], None] = print) -> dict[str, Any]:
+    done = {}
+    for (arm, seed), (metrics, seconds) in carried_out(claim, [(a, s) for a in claim.arms for s in seeds], quick, jobs):
+        done[arm, seed] = metrics, seconds
+        told = "  ".join(f"{n} {'not finite' if v is None else f'{v:.3g}'}" for n, v in metrics.items())
+        tell(f"{claim.name}: {arm}, seed {seed}, {seconds:.0f} s: {told}")
+    values = {arm: {seed: done[arm, seed][0] for seed in seeds} for arm in claim.arms}
+    seconds = {arm: round(sum(done[arm, seed][1] for seed in seeds), 1) for arm in claim.arms}
+    judged = verdict(claim, values)
+    flag = " --quick" if quick else ""
+    return {
+        "claim": claim.name,
+        "verdict": judged.pop("verdict"),
+        "reason": judged.pop("reason"),
+        "statement": claim.statement,
+        "quick": quick,
+        "seeds": list(seeds),
+        "arms": dict(claim.arms),
+        "values": values,
+        **judged,
+        "budget": claim.quick if quick else claim.budget,
+        "seconds": seconds,  # all seeds, one thread
+        "jobs": jobs,
+        "machine": machine(torch.device("cpu")),
+        "stillroom": importlib.metadata.version("stillroom"),
+        "date": now(),
+        "command": f"stillroom claims run {claim.name}{flag} --seeds {','.join(map(str, seeds))}",
+    }
+
+
+def write(result: dict[str, Any], path: Path) -> None:
+    write_atomically(path, json.dumps(result, indent=1, allow_nan=False) + "\n")
+
+
+def ready(path: Path) -> None:
+    """Before an hour's work, not after it: the place for the result exists."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise Refusal(f"{path}: no folder can be made there ({error.strerror}); choose another --out") from None
+    if path.is_dir():
+        raise Refusal(f"{path} is a folder; give a file, or a folder for NAME.json")
+
+
+def values_of(result: dict[str, Any]) -> dict[str, dict[int, dict[str, float]]]:
+    """The raw values of a stored result; JSON made the seeds strings."""
+    return {arm: {int(seed): m for seed, m in seeds.items()} for arm, seeds in result["values"].items()}

@@ -1,0 +1,164 @@
+"""`stillroom claims list | run | docs | picture`. Listing and docs read files; only run and picture import torch."""
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from stillroom.claims import check_name, listing, stored
+from stillroom.cli.flags import take, take_value
+from stillroom.settings import Refusal, nearest
+
+USAGE = """usage: stillroom claims COMMAND
+
+  list [--names | --json]                 the claims, and the verdicts that came with this stillroom
+  run NAME... [--quick] [--seeds 101,102,103] [--out FILE.json | FOLDER] [--jobs N]
+                                          carry claims out anew, in N processes (default: one per core); values go to
+                                          claims/NAME.json; exit code 1 if a claim is invalid, 0 whatever else it says
+  docs [--out docs/claims.md]             the page of all stored results
+  picture NAME [--seed 101] --out FILE.png"""
+
+
+def run(word: str, arguments: list[str]) -> int:
+    if not arguments or set(arguments) & {"-h", "--help"}:
+        print(USAGE)
+        return 0
+    commands = {"list": list_claims, "run": run_claims, "docs": write_docs, "picture": write_picture}
+    if arguments[0] not in commands:
+        raise Refusal(f"stillroom claims has no {arguments[0]!r}{nearest(arguments[0], commands)}")
+    return commands[arguments[0]](arguments[1:])
+
+
+def no_flags_left(arguments: Sequence[str], what: str, known: Sequence[str]) -> None:
+    for a in arguments:
+        if a.startswith("-"):
+            raise Refusal(f"stillroom claims {what}: {a} is not an option{nearest(a, known)}")
+
+
+def list_claims(arguments: list[str]) -> int:
+    names, as_json = take(arguments, "--names"), take(arguments, "--json")
+    if arguments:
+        raise Refusal("usage: stillroom claims list [--names | --json]")
+    rows = [{"name": e.name, "verdict": (stored(e.name) or {}).get("verdict", "not run yet"), "title": e.title}
+            for e in listing()]
+    if as_json:
+        print(json.dumps(rows, indent=1))
+        return 0
+    wide = max(len(r["name"]) for r in rows)
+    for r in rows:
+        print(r["name"] if names else f"{r['name']:<{wide}}  {r['verdict']:<13}  {r['title']}")
+    return 0
+
+
+def run_claims(arguments: list[str]) -> int:
+    quick, given, out = take(arguments, "--quick"), take_value(arguments, "--seeds"), take_value(arguments, "--out")
+    jobs = jobs_in(take_value(arguments, "--jobs"))
+    no_flags_left(arguments, "run", ("--quick", "--seeds", "--out", "--jobs"))
+    if not arguments:
+        raise Refusal(f"stillroom claims run: name one or more of {', '.join(e.name for e in listing())}")
+    for name in arguments:
+        check_name(name)
+    seeds = None if given is None else seeds_in(given)
+    paths = {name: place(name, out, len(arguments)) for name in arguments}
+    from stillroom.claims import find
+    from stillroom.claims import run as running
+
+    for path in paths.values():
+        running.ready(path)
+    invalid = False
+    for name, path in paths.items():
+        claim = find(name)
+        result = running.run(claim, seeds or claim.seeds, quick, jobs, lambda text: print(text, file=sys.stderr))
+        running.write(result, path)
+        print(summary(json.loads(path.read_text(encoding="utf-8"))) + f"\nvalues:  {path}")
+        invalid |= result["verdict"] == "invalid"
+    return int(invalid)
+
+
+def seeds_in(text: str) -> list[int]:
+    words = [w.strip() for w in text.split(",")]
+    if not all(w.isascii() and w.isdigit() for w in words) or len(set(map(int, words))) < len(words):
+        raise Refusal(f"--seeds {text!r}: expected different whole numbers, separated by commas: --seeds 101,102,103")
+    return [int(w) for w in words]
+
+
+def jobs_in(text: str | None) -> int:
+    if text is None:
+        return os.cpu_count() or 1
+    if not (text.isascii() and text.isdigit() and int(text) > 0):
+        raise Refusal(f"--jobs {text!r}: expected a whole number above 0")
+    return int(text)
+
+
+def place(name: str, out: str | None, count: int) -> Path:
+    """A file for one claim; a folder for any number."""
+    if out is None:
+        return Path("claims") / f"{name}.json"
+    path = Path(out)
+    if path.suffix != ".json" or path.is_dir():
+        return path / f"{name}.json"
+    if count > 1:
+        raise Refusal(f"--out {out}: {count} claims do not go into one file; give a folder")
+    return path
+
+
+def summary(result: dict[str, Any]) -> str:
+    """The result on a terminal: arms by metrics, then the checks."""
+    from stillroom.claims.docs import bounds, mean_and_sd, metrics_of
+
+    arms = list(result["arms"])
+    seeds = result["values"]
+    rows = [["", *arms]] + [
+        [metric, *(mean_and_sd([m[metric] for m in seeds[arm].values()]) for arm in arms)]
+        for metric in metrics_of(result)
+    ]
+    checks = [[r["arm"], r["check"], f"margin in {bounds(r['interval'])}", r["verdict"]]
+              for r in [*result["checks"], *result["null"]]]
+    why = f" ({result['reason']})" if result["reason"] else ""
+    quick = ", quick" if result["quick"] else ""
+    return (f"{result['claim']}, seeds {', '.join(map(str, result['seeds']))}{quick}\n\n{aligned(rows)}\n\n"
+            f"{aligned(checks)}\n\nverdict: {result['verdict']}{why}")
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> str:
+    wide = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join(f"{x:<{w}}" for x, w in zip(row, wide, strict=True)).rstrip() for row in rows)
+
+
+def write_docs(arguments: list[str]) -> int:
+    out = Path(take_value(arguments, "--out") or "docs/claims.md")
+    if arguments:
+        raise Refusal("usage: stillroom claims docs [--out docs/claims.md]")
+    from stillroom.claims.docs import page
+
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(page(), encoding="utf-8")
+    except OSError as error:
+        raise Refusal(f"{out} could not be written: {error.strerror}") from None
+    print(out)
+    return 0
+
+
+def write_picture(arguments: list[str]) -> int:
+    seed, out = take_value(arguments, "--seed") or "101", take_value(arguments, "--out")
+    no_flags_left(arguments, "picture", ("--seed", "--out"))
+    if len(arguments) != 1 or out is None or len(seeds_in(seed)) != 1:
+        raise Refusal("usage: stillroom claims picture NAME [--seed 101] --out FILE.png")
+    check_name(arguments[0])
+    from stillroom.claims import find
+    from stillroom.claims.picture import side_by_side
+    from stillroom.claims.run import one_thread, ready
+    from stillroom.train.files import write_atomically
+
+    path, pictures = Path(out), find(arguments[0]).pictures
+    if pictures is None:
+        raise Refusal(f"claim {arguments[0]} draws no picture")
+    ready(path)
+    with one_thread():
+        panels = pictures(int(seed))
+    write_atomically(path, side_by_side(panels))
+    print(path)
+    return 0

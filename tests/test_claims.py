@@ -1,0 +1,279 @@
+"""Claims: how values become a verdict, that stored verdicts and the page are what the stored values give."""
+
+import dataclasses
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from scipy import stats
+
+from stillroom import claims
+from stillroom.claims import docs, find, listing, stored
+from stillroom.claims import run as running
+from stillroom.claims.claim import Check, Claim, Part, interval, said_of, together, verdict
+from stillroom.claims.picture import side_by_side
+from stillroom.cli.main import main
+from stillroom.recipes import listing as recipes
+from stillroom.settings import Refusal
+
+PAGE = Path(__file__).parents[1] / "docs" / "claims.md"
+OF_NO_RECIPE: set[str] = set()
+"""Claims about something that is not a recipe."""
+
+HALF = Check("half", "error at most half the control's", lambda mine, arms: arms["plain"]["error"] / 2 - mine["error"])
+STEADY = Check("steady", "drift below 1", lambda mine, arms: 1 - mine["drift"])
+ARMS: dict[str, Part] = {"ours": "subject", "plain": "control", "null": "null", "floor": "reported"}
+
+
+def measured(ours, drift=(0.1, 0.2, 0.15), null=(10.0, 10.5, 9.5), seeds=(1, 2, 3)):
+    """The control's error is 10, so the margin of HALF is 5 less ours."""
+    def row(values, drifts):
+        return {s: {"error": e, "drift": d} for s, e, d in zip(seeds, values, drifts, strict=True)}
+
+    calm = [0.0] * len(seeds)
+    return {"ours": row(ours, drift), "plain": row([10.0] * len(seeds), calm), "null": row(null, calm),
+            "floor": row([math.pi] * len(seeds), calm)}
+
+
+def fake(measure=lambda arm, seed, quick: {}, **changed) -> Claim:
+    claim = Claim("vsd", "Ours halves the error.", ARMS, measure, (HALF, STEADY), "a moment", "half a moment")
+    return dataclasses.replace(claim, **changed)
+
+
+def test_interval_is_students():
+    for margins in ([0.3, 0.1, 0.25], [1.0, -2.0], [0.5, 0.4, 0.45, 0.6, 0.2, 0.1]):
+        expected = stats.ttest_1samp(margins, 0).confidence_interval(0.95)
+        assert interval(margins) == pytest.approx(tuple(expected), rel=1e-9)
+    # by the table: t(0.975, 2 degrees) = 4.303; mean 2, standard deviation 1
+    assert interval([1.0, 2.0, 3.0]) == pytest.approx((2 - 4.3027 / 3**0.5, 2 + 4.3027 / 3**0.5), abs=1e-3)
+    assert interval([1.0]) is None
+
+
+@pytest.mark.parametrize(("ours", "drift", "expected"), [
+    ((1.0, 1.2, 0.9), (0.1, 0.2, 0.15), "holds"),
+    ((4.0, 5.5, 4.5), (0.1, 0.2, 0.15), "mixed"),  # margins 1, -0.5, 0.5
+    ((9.0, 9.2, 8.9), (0.1, 0.2, 0.15), "does not hold"),
+    ((1.0, 1.2, 0.9), (3.0, 3.1, 2.9), "does not hold"),  # one check of two
+    ((1.0, 1.2, 0.9), (0.1, 1.2, 0.9), "mixed"),
+])
+def test_verdicts(ours, drift, expected):
+    found = verdict(fake(), measured(ours, drift))
+    assert found["verdict"] == expected
+    assert found["reason"] == ""
+    assert [row["check"] for row in found["checks"]] == ["half", "steady"]
+    assert found["checks"][0]["margins"] == pytest.approx({s: 5 - e for s, e in zip((1, 2, 3), ours, strict=True)})
+    assert together([row["verdict"] for row in found["null"]]) == "does not hold"
+
+
+def test_every_subject_counts():
+    arms: dict[str, Part] = {**ARMS, "floor": "subject"}
+    values = measured((1.0, 1.2, 0.9))
+    assert verdict(fake(arms=arms), values)["verdict"] == "holds"
+    for metrics in values["floor"].values():
+        metrics["error"] = 9.0
+    assert verdict(fake(arms=arms), values)["verdict"] == "does not hold"
+
+
+def test_one_seed_refutes_but_does_not_establish():
+    assert said_of([-0.1], None) == "does not hold"
+    assert said_of([0.1], None) == "mixed"
+    values = measured((1.0,), (0.1,), (10.0,), seeds=(1,))
+    found = verdict(fake(), values)
+    assert (found["verdict"], found["checks"][0]["interval"]) == ("mixed", None)
+
+
+@pytest.mark.parametrize("null", [(1.0, 1.1, 0.9), (4.0, 5.5, 4.5)])
+def test_a_claim_that_cannot_fail_is_invalid(null):
+    found = verdict(fake(), measured((1.0, 1.2, 0.9), null=null))
+    assert found["verdict"] == "invalid"
+    assert "null arm" in found["reason"]
+
+
+def test_values_that_are_not_finite_are_no_evidence():
+    for bad in (None, math.nan, math.inf):
+        for arm in ("ours", "plain", "null"):
+            values = measured((1.0, 1.2, 0.9))
+            values[arm][2]["error"] = bad
+            found = verdict(fake(), values)
+            assert found["verdict"] == "invalid"
+            assert f"arm {arm}, seed 2: error" in found["reason"]
+
+
+def test_names():
+    known = {e.name for e in recipes()}
+    assert {e.name for e in listing()} <= known | OF_NO_RECIPE
+    assert [e.name for e in listing()] == [find(e.name).name for e in listing()]
+    assert {p.stem for p in claims.RESULTS.glob("*.json")} <= {e.name for e in listing()}
+    with pytest.raises(Refusal, match="did you mean 'vsd'"):
+        find("vsdd")
+
+
+@pytest.mark.parametrize("name", [e.name for e in listing()])
+def test_stored_verdicts_are_what_the_stored_values_give(name):
+    claim, result = find(name), stored(name)
+    assert result is not None, f"no result is stored: stillroom claims run {name}"
+    assert not result["quick"]
+    assert result["arms"] == dict(claim.arms)
+    assert result["statement"] == claim.statement
+    assert set(result["seeds"]) >= set(claim.seeds) and len(claim.seeds) >= 3
+    assert claim.arms_of("control") and len(claim.arms_of("null")) == 1
+    values = running.values_of(result)
+    assert {arm: sorted(v) for arm, v in values.items()} == dict.fromkeys(claim.arms, sorted(result["seeds"]))
+    again = json.loads(json.dumps(verdict(claim, values)))  # seeds as strings, as stored
+    for key in ("verdict", "reason"):
+        assert result[key] == again[key]
+    for kind in ("checks", "null"):
+        assert len(result[kind]) == len(again[kind])
+        for mine, new in zip(result[kind], again[kind], strict=True):
+            assert mine["margins"] == pytest.approx(new["margins"], rel=1e-9)
+            assert mine["interval"] == pytest.approx(new["interval"], rel=1e-6)
+            assert {**mine, "margins": 0, "interval": 0} == {**new, "margins": 0, "interval": 0}
+
+
+def test_a_stored_verdict_that_was_changed_is_noticed():
+    result = stored("vsd")
+    assert result is not None
+    values = running.values_of(result)
+    for metrics in values["vsd"].values():
+        metrics["spread / truth's, 8 modes"] = 1.4
+    assert verdict(find("vsd"), values)["verdict"] == "does not hold" != result["verdict"]
+
+
+def test_the_page_is_generated():
+    assert PAGE.read_text(encoding="utf-8") == docs.page(), "run: stillroom claims docs --out docs/claims.md"
+
+
+def test_numbers_on_the_page():
+    shown = {0.10942: "0.109", -0.000842: "-0.000842", 1.0: "1.00", 23.456: "23.5", 1234.0: "1234", 0.0: "0",
+             1.23e-7: "1.23e-07", None: "not finite"}
+    assert {value: docs.number(value) for value in shown} == shown
+    assert docs.mean_and_sd([1.0, 2.0, 3.0]) == "2.00 ± 1.0"
+    assert docs.mean_and_sd([1.0, None]) == "not finite"
+
+
+def tiny(arm, seed, quick):
+    """Deterministic in (arm, seed); the subject's error a tenth of the control's."""
+    noise = float(torch.rand((), generator=torch.Generator().manual_seed(seed)))
+    return {"error": {"ours": 1.0, "plain": 10.0, "null": 10.0, "floor": 0.0}[arm] + 0.1 * noise, "drift": float(quick)}
+
+
+def use(monkeypatch, claim):
+    monkeypatch.setattr("stillroom.claims.vsd.CLAIM", claim)
+
+
+def test_run_from_the_command_line(tmp_path, monkeypatch, capsys):
+    use(monkeypatch, fake(tiny))
+    out = tmp_path / "new" / "vsd.json"
+    command = ["claims", "run", "vsd", "--seeds", "7,8,9", "--jobs", "1"]
+    assert main([*command, "--out", str(out)]) == 0
+    result = json.loads(out.read_text())
+    assert (result["verdict"], result["seeds"], result["quick"]) == ("holds", [7, 8, 9], False)
+    assert result["values"]["ours"]["8"] == tiny("ours", 8, False)
+    assert result["command"] == "stillroom claims run vsd --seeds 7,8,9"
+    said = capsys.readouterr()
+    assert "verdict: holds" in said.out and len(said.err.splitlines()) == 4 * 3
+    # a folder is made too; the default is claims/NAME.json; the values are those of the seeds
+    assert main([*command, "--out", str(tmp_path / "folder")]) == 0
+    assert json.loads((tmp_path / "folder" / "vsd.json").read_text())["values"] == result["values"]
+    monkeypatch.chdir(tmp_path)
+    assert main(["claims", "run", "vsd", "--quick", "--jobs", "1"]) == 0  # drift 1: its margin is exactly 0
+    quick = json.loads(Path("claims/vsd.json").read_text())
+    assert (quick["quick"], quick["seeds"], quick["verdict"]) == (True, [101, 102, 103], "mixed")
+    assert quick["command"] == "stillroom claims run vsd --quick --seeds 101,102,103"
+
+
+def test_a_claim_that_does_not_hold_is_a_result_and_an_invalid_one_an_error(tmp_path, monkeypatch, capsys):
+    def run(measure, out):
+        use(monkeypatch, fake(measure))
+        code = main(["claims", "run", "vsd", "--jobs", "1", "--out", str(tmp_path / out)])
+        return code, json.loads((tmp_path / out).read_text())
+
+    code, result = run(lambda arm, seed, quick: {"error": 10.0 + seed / 100, "drift": 0.0}, "fails.json")
+    assert (code, result["verdict"]) == (0, "does not hold")
+    code, result = run(lambda arm, seed, quick: tiny("ours" if arm == "null" else arm, seed, quick), "cannot.json")
+    assert (code, result["verdict"]) == (1, "invalid")
+    assert "null arm" in capsys.readouterr().out
+    code, result = run(lambda arm, seed, quick: {"error": math.nan, "drift": 0.0}, "nan.json")
+    assert (code, result["verdict"], result["values"]["ours"]["101"]["error"]) == (1, "invalid", None)
+
+
+@pytest.mark.parametrize(("arguments", "text"), [
+    (["run", "vds"], "did you mean 'vsd'"),
+    (["run"], "name one or more of"),
+    (["run", "vsd", "--seeds", "1,x"], "different whole numbers"),
+    (["run", "vsd", "--seeds", "1,1"], "different whole numbers"),
+    (["run", "vsd", "--seeds", ""], "different whole numbers"),
+    (["run", "vsd", "--seeds", "-1"], "different whole numbers"),
+    (["run", "vsd", "--seed", "1"], "did you mean '--seeds'"),
+    (["run", "vsd", "--jobs", "0"], "above 0"),
+    (["run", "vsd", "vsd", "--out", "one.json"], "do not go into one file"),
+    (["rnu"], "did you mean 'run'"),
+    (["list", "more"], "usage"),
+    (["docs", "more"], "usage"),
+    (["picture", "vsd"], "usage"),
+    (["picture", "vds", "--out", "x.png"], "did you mean 'vsd'"),
+])
+def test_what_is_refused(arguments, text, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert main(["claims", *arguments]) == 2
+    said = capsys.readouterr().err
+    assert text in said and len(said.splitlines()) == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_place_that_cannot_be_written_is_refused_before_the_work(tmp_path, monkeypatch, capsys):
+    def never(arm, seed, quick):
+        raise AssertionError("work was done")
+
+    use(monkeypatch, fake(never))
+    (tmp_path / "file").write_text("")
+    assert main(["claims", "run", "vsd", "--out", str(tmp_path / "file" / "vsd.json")]) == 2
+    assert "no folder can be made there" in capsys.readouterr().err
+
+
+def test_another_process_gives_the_same():
+    claim = dataclasses.replace(find("vsd"), arms={"truth": "reported"}, checks=())
+    ((_, (alone, _)),) = running.carried_out(claim, [("truth", 1)], True, 1)
+    ((_, (apart, _)),) = running.carried_out(claim, [("truth", 1)], True, 2)
+    assert apart == alone  # to the bit
+
+
+def test_the_null_arm_of_vsd_does_not_move():
+    from stillroom.claims.vsd import Null, trained
+
+    common = {"teacher": "ring:5", "batch": 32, "seed": 4, "width": 16}
+    assert torch.equal(trained(Null, steps=2, **common), trained(Null, steps=120, **common))
+
+
+def test_the_margin_against_sds_keeps_its_sign_where_noise_turns_that_of_mmd():
+    check = next(c for c in find("vsd").checks if c.name.startswith("MMD²"))
+    assert check.margin({"MMD², 5 modes": 0.01}, {"sds": {"MMD², 5 modes": 0.1}}) == pytest.approx(0.2 - 0.1)
+    assert check.margin({"MMD², 5 modes": 0.01}, {"sds": {"MMD², 5 modes": -0.001}}) < 0
+
+
+def test_panels_side_by_side():
+    import io
+
+    from PIL import Image
+
+    from stillroom.report import scatter
+
+    picture = Image.open(io.BytesIO(side_by_side(scatter({"a": torch.randn(50, 2), "b": torch.randn(50, 2)}))))
+    assert picture.width == 1200
+    assert picture.getpixel((0, 0)) == (255, 255, 255)
+
+
+def test_listing_and_the_page_import_no_torch(tmp_path):
+    script = (
+        "import sys; from stillroom.cli.main import main\n"
+        "assert main(['claims', 'list']) == 0 and main(['claims', '--help']) == 0\n"
+        f"assert main(['claims', 'docs', '--out', {str(tmp_path / 'c.md')!r}]) == 0\n"
+        "assert not {'torch', 'scipy', 'matplotlib'} & set(sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "vsd" in done.stdout
