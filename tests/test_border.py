@@ -192,7 +192,8 @@ def test_data_that_is_none(make, name, line):
     ("flow", "teacher .../flow fails the teacher gate: its error in x0 is ... train it longer..."),
     ("points", "teacher .../points: a product of kind 'points', not a flow; see: stillroom train flow"),
     ("pictures", ".../pictures holds no model: ..."),
-    ("plain --guidance 2", "VSD cannot be built: guidance needs a conditional denoiser"),
+    ("plain --guidance 2", "guidance 2.0 needs a class for each particle; add --conditional"),
+    ("plain --conditional", "teacher .../plain has no classes; leave out --conditional"),
 ])
 def test_teachers_that_will_not_do(runs, teacher, line):
     told = refused(f"distill vsd --batch 8 --steps 2 --precision float32 --out run --teacher {runs}/{teacher}")

@@ -116,3 +116,12 @@ def test_draws_have_the_moments_of_their_closed_forms():
     assert torch.allclose(x.mean(0), many.weights @ many.means, atol=0.03)
     for label in range(3):
         assert abs(float((y == label).double().mean()) - float(many.weights[many.labels == label].sum())) < 0.005
+
+
+def test_autocast_does_not_touch_closed_forms():
+    generator = torch.Generator().manual_seed(0)
+    x_t, t = torch.randn(64, 2, generator=generator), torch.rand(64, generator=generator)
+    for denoiser in (Mixture.ring(5), Gaussian(torch.ones(2), torch.tensor([[2.0, 0.5], [0.5, 1.0]]))):
+        with torch.autocast("cpu", torch.bfloat16):
+            cast = denoiser.x0(x_t, t)
+        assert torch.equal(cast, denoiser.x0(x_t, t))

@@ -22,7 +22,7 @@ from stillroom.flows import guided, require
 from stillroom.match import gap
 from stillroom.nets.particles import Particles, labels_of
 from stillroom.paths import Uniform
-from stillroom.settings import NotNegative, Optimizer, Run, Share, Where
+from stillroom.settings import NotNegative, Optimizer, Refusal, Run, Share, Where
 from stillroom.train import Product, Recipe, Role, Stage
 from stillroom.train.teacher import open_teacher
 
@@ -49,6 +49,10 @@ class SDS(Recipe):
     def __init__(self, settings: Settings):
         self.settings = settings
         self.flow = open_teacher(settings.teacher)
+        if settings.conditional and self.flow.classes is None:
+            raise Refusal(f"teacher {settings.teacher} has no classes; leave out --conditional")
+        if settings.guidance != 1 and not settings.conditional:
+            raise Refusal(f"guidance {settings.guidance} needs a class for each particle; add --conditional")
         self.y = labels_of(settings.batch, self.flow.classes) if settings.conditional else None
         self.teacher = guided(self.flow.denoiser, settings.guidance)
         self.particles = Particles(settings.spread * torch.randn(settings.batch, *self.flow.shape))

@@ -22,51 +22,35 @@ from typing import Literal, cast
 
 import torch
 
-from stillroom.flows import Denoiser, Mixture, denoising_loss, guided, require
+from stillroom.flows import Denoiser, Mixture, denoising_loss
 from stillroom.match import gap
 from stillroom.nets import MLP, Lora
-from stillroom.nets.particles import Particles, labels_of
-from stillroom.paths import Uniform
-from stillroom.settings import Count, NotNegative, Optimizer, Refusal, Run, Share, Where
-from stillroom.train import Product, Recipe, Role, Stage
-from stillroom.train.teacher import open_teacher
+from stillroom.recipes import sds
+from stillroom.settings import Count, Optimizer, Refusal
+from stillroom.train import Role, Stage
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings(Run):
-    teacher: Where
-    """ring:MODES[:STD], a flow run, or a diffusers folder."""
-    batch: int = 512
-    """The particles: all of them move on every turn."""
-    steps: int = 3000
-    conditional: bool = False
-    """Give particle i the class i modulo the number of classes."""
-    guidance: float = 1.0
+class Settings(sds.Settings):
     every: Count = 2
     """Updates of the fake score for one of the particles."""
-    times: tuple[Share, Share] = (0.02, 0.98)
-    spread: NotNegative = 1.0
-    """Standard deviation of the particles at the start."""
     fake: Literal["full", "lora"] = "full"
     rank: Count = 8
     width: Count = 128
     """Of the small network that stands for a closed-form teacher."""
     base_steps: Count = 2000
     """Steps that train it on the teacher's samples, for fake = lora."""
-    particles: Optimizer = field(default_factory=lambda: Optimizer(lr=0.02, name="adam", decay="cosine"))
     score: Optimizer = field(default_factory=lambda: Optimizer(lr=2e-3, name="adam"))
 
 
-class VSD(Recipe):
+class VSD(sds.SDS):
+    """The teacher, the particles and what becomes of them are those of `sds`; another score stands for the noise."""
+
     Settings = Settings
 
     def __init__(self, settings: Settings):
+        super().__init__(settings)
         self.settings = settings
-        self.flow = open_teacher(settings.teacher)
-        self.y = labels_of(settings.batch, self.flow.classes) if settings.conditional else None
-        self.teacher = guided(self.flow.denoiser, settings.guidance)
-        self.particles = Particles(settings.spread * torch.randn(settings.batch, *self.flow.shape))
-        self.law = Uniform(*settings.times)
         self.needs_base = settings.fake == "lora" and isinstance(self.flow.denoiser, Mixture)
         self.fake = self.make_fake()
 
@@ -82,10 +66,6 @@ class VSD(Recipe):
         if self.settings.fake == "lora":
             fake.net = Lora(fake.net, self.settings.rank)
         return fake
-
-    def check(self, batch):
-        y = self.flow.labels(0, 512)
-        require(self.flow.denoiser, self.flow.sample(512), y, f"teacher {self.settings.teacher}")
 
     def roles(self):
         s = self.settings
@@ -122,11 +102,3 @@ class VSD(Recipe):
             # sigma^2 (e_T - e_F) = alpha sigma (F - T) in x0 space
             losses["particles"] = {"gap": gap(x, fake, real, weight=c.alpha * c.sigma)}
         return losses
-
-    def preview(self):
-        return {"particles": self.particles.x.detach()}
-
-    def product(self):
-        points = self.particles.x.detach()
-        parts = {"points": points} if self.y is None else {"points": points, "labels": self.y}
-        return Product("points", parts, {"teacher": self.settings.teacher, "guidance": self.settings.guidance})
