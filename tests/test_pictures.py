@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from stillroom.train.pictures import cloud, grid
+from stillroom.train.pictures import cloud, grid, preview, save_previews
 
 
 def test_a_grid_shows_every_pixel_as_a_sharp_square():
@@ -31,3 +31,24 @@ def test_a_cloud_puts_a_point_where_it_is():
     rows, columns = np.nonzero(ink < 255)
     assert rows.min() > 150 and columns.min() > 150  # right and below the middle
     assert len(rows) == 9  # one bin of 3 x 3 pixels
+
+
+def test_latents_and_long_points_are_shown_in_part_and_tokens_not_at_all(tmp_path):
+    x = torch.rand(3, 4, 8, 8) * 2 - 1
+    assert np.array_equal(np.asarray(preview(x)), np.asarray(grid(x[:, :3])))
+    assert np.array_equal(np.asarray(preview(x[:, :2])), np.asarray(grid(x[:, :1])))
+    points = torch.randn(20, 5)
+    assert np.array_equal(np.asarray(preview(points)), np.asarray(cloud(points[:, :2])))
+    save_previews(tmp_path, 7, {"tokens": torch.zeros(2, 16, 4), "points": points})
+    assert [p.name for p in tmp_path.iterdir()] == ["step-00000007-points.png"]
+
+
+@pytest.mark.parametrize("shape", [(4, 8, 8), (5,)])
+def test_a_flow_on_latents_or_points_ends_with_a_product(tmp_path, shape):
+    from stillroom.recipes.flow import FlowMatching, Settings
+    from stillroom.train import Silent, load, start
+
+    settings = Settings(out=tmp_path / "run", data="given", size=8, net="dit", width=12, depth=1, steps=2, batch=4,
+                        precision="float32")
+    start(FlowMatching, settings, "flow", {"data": torch.randn(16, *shape)}, Silent())
+    assert load(tmp_path / "run").sample(3, steps=2).shape == (3, *shape)

@@ -30,6 +30,8 @@ class Loader:
         self.source, self.seed, self.batch = source, seed, batch
         self.micros, self.rank, self.world = micros, rank, world
         self._part = batch // (micros * world)
+        if getattr(source, "in_memory", False):
+            workers = 0  # a gather is faster than handing it to another thread
         self._ahead = max(ahead, workers) if workers else 0
         self._pool = ThreadPoolExecutor(workers, "decode") if workers else None
         self._ready: dict[int, list[Future[Batch]]] = {}

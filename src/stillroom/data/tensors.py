@@ -12,6 +12,8 @@ from stillroom.settings import Refusal
 class Tensors:
     """x [N, ...] and perhaps labels y [N]. Checked once, here; nothing is augmented."""
 
+    in_memory = True
+
     def __init__(
         self, x: Tensor, y: Tensor | None = None, classes: Sequence[str] | None = None, name: str = "tensors"
     ):

@@ -49,11 +49,16 @@ def cloud(points: Array, size: int = 480) -> Image.Image:
     return Image.fromarray(ink).resize((size, size), Image.Resampling.NEAREST)
 
 
-def picture(x: Array) -> Image.Image:
-    return grid(x) if x.ndim == 4 else cloud(x)
+def preview(x: Array) -> Image.Image | None:
+    """Images and points as they are; of latents the first three channels, of longer points the first two coordinates;
+    of anything else, tokens above all, nothing."""
+    if x.ndim == 4:
+        return grid(x if x.shape[1] in (1, 3) else x[:, : 1 if x.shape[1] == 2 else 3])
+    return cloud(x[:, :2]) if x.ndim == 2 and x.shape[1] >= 2 else None
 
 
 def save_previews(folder: Path, step: int, pictures: Mapping[str, Array]) -> None:
     for name, x in pictures.items():
-        folder.mkdir(parents=True, exist_ok=True)
-        picture(x).save(folder / f"step-{step:08d}-{name}.png")
+        if (drawn := preview(x)) is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+            drawn.save(folder / f"step-{step:08d}-{name}.png")

@@ -28,7 +28,7 @@ class Average(nn.Module):
         super().__init__()
         self.module = copy.deepcopy(module).requires_grad_(False).eval()
         self.decay = decay
-        self.followed: tuple[nn.Module, list, list] | None = None
+        self.followed: tuple[nn.Module, list, list, list, list] | None = None
         self.register_buffer("updates", torch.zeros((), dtype=torch.long))
 
     def forward(self, *args, **kwargs):
@@ -40,11 +40,12 @@ class Average(nn.Module):
         decay = min(self.decay, (1 + n) / (10 + n))
         if self.followed is None or self.followed[0] is not module:
             # Kept, because finding the parameters of a small net takes longer than averaging them.
-            self.followed = module, list(self.module.parameters()), list(module.parameters())
-        _, mine, new = self.followed
+            self.followed = (module, list(self.module.parameters()), list(module.parameters()),
+                             list(self.module.buffers()), list(module.buffers()))
+        _, mine, new, my_buffers, new_buffers = self.followed
         torch._foreach_lerp_(mine, new, 1 - decay)  # pyright: ignore
-        for a, b in zip(self.module.buffers(), module.buffers(), strict=True):
-            a.copy_(b)
+        if my_buffers:
+            torch._foreach_copy_(my_buffers, new_buffers)  # pyright: ignore
         self.updates += 1
 
 
