@@ -29,9 +29,10 @@ def usage() -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    # Before torch starts its threads: idle ones sleep. Spinning ones, the default, made small networks ten times
-    # slower here as soon as anything else ran on the machine.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # Before torch starts its threads: idle ones of GNU's OpenMP spin for microseconds and then sleep. Spinning on, as
+    # they do by default, halves the speed of small networks, or worse, on a machine that has anything else to do.
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "5000")
     words = list(sys.argv[1:] if arguments is None else arguments)
     from stillroom.settings.errors import Refusal, nearest
 
