@@ -22,7 +22,7 @@ class Schedule:
 
     def entering(self, step: int) -> list[Stage]:
         """Stages that begin at this step: closed-form ones of no steps, then the one that holds it."""
-        return [stage for stage, start in zip(self.stages, self.starts, strict=False) if start == step]
+        return [stage for stage, start in zip(self.stages, self.starts[:-1], strict=True) if start == step]
 
     def at(self, step: int) -> Stage:
         return next(s for s, end in zip(self.stages, self.starts[1:], strict=True) if step < end)
@@ -43,7 +43,7 @@ class Schedule:
         """Updates of the role from its last fresh start at or before `step` to its next: the length of its schedule."""
         every = self.roles[name].every
         total = 0
-        for stage, start in zip(self.stages, self.starts, strict=False):
+        for stage, start in zip(self.stages, self.starts[:-1], strict=True):
             if name in stage.fresh:
                 if start > step:
                     break
