@@ -15,7 +15,18 @@ from typing import Any
 import torch
 
 from compare import bench, interleave, row
-from stillroom.data import Batch, Latents, LatentSpace, Loader, Photos, Scenes, digits, open_source, write_latents
+from stillroom.data import (
+    Batch,
+    Encoding,
+    Latents,
+    LatentSpace,
+    Loader,
+    Photos,
+    Scenes,
+    digits,
+    open_source,
+    write_latents,
+)
 from stillroom.recipes.flow import FlowMatching, Settings
 from stillroom.settings import Images
 from stillroom.train import Silent
@@ -32,10 +43,10 @@ DIT = {"net": "dit", "width": 96, "depth": 2}
 
 
 def latents(folder: Path) -> Latents:
-    space = LatentSpace(4, 8, (0.0,) * 4, (1.0,) * 4, codec="none", crop="none")
+    encoding = Encoding(LatentSpace(4, 8, (0.0,) * 4, (1.0,) * 4), codec="none", crop="none")
     generator = torch.Generator().manual_seed(0)
     batches = (Batch(torch.randn(1024, 4, 32, 32, generator=generator)) for _ in range(8))
-    return Latents(write_latents(folder / "latents", batches, space))
+    return Latents(write_latents(folder / "latents", batches, encoding))
 
 
 def pairs(folder: Path) -> Iterator[tuple[str, Callable[[], Any], Callable[[], Any], str, dict]]:

@@ -6,10 +6,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from stillroom.data import Batch, Latents, LatentSpace, open_source, write_latents
+from stillroom.data import Batch, Encoding, Latents, LatentSpace, open_source, write_latents
 from stillroom.settings import Images, Refusal
 
-SPACE = LatentSpace(2, 8, (0.5, -1.0), (2.0, 0.25), codec="abc", crop="centre 64")
+SPACE = LatentSpace(2, 8, (0.5, -1.0), (2.0, 0.25))
+MADE = Encoding(SPACE, codec="abc", crop="centre 64")
 Z = torch.randn(23, 2, 3, 3, generator=torch.Generator().manual_seed(0)) * 3
 Y = torch.arange(23) % 3
 NAMES = ("a", "b", "c")
@@ -20,7 +21,7 @@ def batches(size=5, z=Z):
 
 
 def store(folder, **how):
-    return write_latents(folder, **{"batches": batches(), "space": SPACE, "classes": NAMES, "per_shard": 8, **how})
+    return write_latents(folder, **{"batches": batches(), "encoding": MADE, "classes": NAMES, "per_shard": 8, **how})
 
 
 def test_normalising_is_the_stated_formula_and_inverts():
@@ -38,12 +39,12 @@ def test_normalising_is_the_stated_formula_and_inverts():
 ])
 def test_a_space_is_checked(shift, scale, says):
     with pytest.raises(Refusal, match=says):
-        LatentSpace(2, 8, shift, scale, "abc", "none")
+        LatentSpace(2, 8, shift, scale)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_round_trip(tmp_path, dtype):
-    source = Latents(store(tmp_path / "s", batches=batches(z=Z.to(dtype))), expect=SPACE)
+    source = Latents(store(tmp_path / "s", batches=batches(z=Z.to(dtype))), expect=MADE)
     order = [22, 0, 7, 8, 16, 7]
     x, y = source.fetch(order, 0)
     assert x.dtype == torch.float32 and torch.equal(x, SPACE.normalise(Z.to(dtype).float()[order]))
@@ -99,11 +100,11 @@ def test_another_space_or_origin_is_not_mixed_in(tmp_path):
         yield Batch(Z[:8], Y[:8])
         raise Interrupted
 
-    other = LatentSpace(2, 8, (0.5, -1.0), (2.0, 0.25), codec="xyz", crop="centre 64")
+    other = Encoding(SPACE, codec="xyz", crop="centre 64")
     with pytest.raises(Interrupted):
         store(tmp_path / "s", batches=interrupted, origin="photos")
-    for how in ({"space": other, "origin": "photos"}, {"origin": "cats"}, {"origin": "photos", "per_shard": 9}):
-        with pytest.raises(Refusal, match=r"another (space|origin|per_shard)"):
+    for how in ({"encoding": other, "origin": "photos"}, {"origin": "cats"}, {"origin": "photos", "per_shard": 9}):
+        with pytest.raises(Refusal, match=r"another (codec|origin|per_shard)"):
             store(tmp_path / "s", **how)
     store(tmp_path / "s", origin="photos")
     with pytest.raises(Refusal, match="another origin"):
@@ -113,10 +114,11 @@ def test_another_space_or_origin_is_not_mixed_in(tmp_path):
 def test_an_unexpected_space_is_refused_by_field(tmp_path):
     folder = store(tmp_path / "s")
     with pytest.raises(Refusal, match="codec 'abc' is not 'xyz'"):
-        Latents(folder, expect=LatentSpace(2, 8, (0.5, -1.0), (2.0, 0.25), codec="xyz", crop="centre 64"))
+        Latents(folder, expect=Encoding(SPACE, codec="xyz", crop="centre 64"))
     with pytest.raises(Refusal, match=r"scale \(2.0, 0.25\) is not \(1.0, 0.25\)"):
-        open_source(Images(data=str(folder), size=64), LatentSpace(2, 8, (0.5, -1.0), (1.0, 0.25), "abc", "centre 64"))
-    assert len(open_source(Images(data=str(folder), size=64), SPACE)) == 23                       # type: ignore[arg-type]
+        scaled = Encoding(LatentSpace(2, 8, (0.5, -1.0), (1.0, 0.25)), "abc", "centre 64")
+        open_source(Images(data=str(folder), size=64), scaled)
+    assert len(open_source(Images(data=str(folder), size=64), MADE)) == 23                       # type: ignore[arg-type]
     with pytest.raises(Refusal, match="leave out flip"):
         open_source(Images(data=str(folder), size=64, flip=True))
 

@@ -3,7 +3,7 @@
 from stillroom.data.batch import Batch, Item, Source, Stream
 from stillroom.data.builtin import CREDITS, Photos, digits
 from stillroom.data.images import ImageTable, Unreadable, decode, square
-from stillroom.data.latents import Latents, LatentSpace, write_latents
+from stillroom.data.latents import Encoding, Latents, LatentSpace, write_latents
 from stillroom.data.loader import Loader
 from stillroom.data.open import BUILTIN, open_source
 from stillroom.data.order import indices, uniforms
@@ -12,7 +12,7 @@ from stillroom.data.streams import TarStream
 from stillroom.data.tensors import Tensors
 
 __all__ = [
-    "BUILTIN", "CREDITS", "SHAPES", "Batch", "ImageTable", "Item", "LatentSpace", "Latents", "Loader", "Photos",
-    "Scenes", "Source", "Stream", "TarStream", "Tensors", "Unreadable", "decode", "digits", "indices", "leaves",
-    "open_source", "shapes", "square", "uniforms", "write_latents",
+    "BUILTIN", "CREDITS", "SHAPES", "Batch", "Encoding", "ImageTable", "Item", "LatentSpace", "Latents", "Loader",
+    "Photos", "Scenes", "Source", "Stream", "TarStream", "Tensors", "Unreadable", "decode", "digits", "indices",
+    "leaves", "open_source", "shapes", "square", "uniforms", "write_latents",
 ]

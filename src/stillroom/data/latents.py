@@ -25,18 +25,18 @@ SHARD = 4096                # items; what an interrupted writer may lose
 
 @dataclass(frozen=True)
 class LatentSpace:
-    """The diffusion side of a codec: z = (z_codec - shift) / scale, channel by channel."""
+    """The diffusion side of a codec: z = (z_codec - shift) / scale, channel by channel, on a grid over the pixels."""
 
     channels: int
-    factor: int                         # pixels per latent position along a side
+    factor: int                                         # pixels per latent position along a side
     shift: tuple[float, ...]
     scale: tuple[float, ...]
-    codec: str                          # hash of the codec
-    crop: str                           # how pictures became squares, in words
+    offset: float = 0.0                                 # the pixel on which latent 0 is centred; latent i: + i * factor
+    image_range: tuple[float, float] = (-1.0, 1.0)      # black and white, as the codec's own nets take them
 
     def __post_init__(self):
-        object.__setattr__(self, "shift", tuple(map(float, self.shift)))
-        object.__setattr__(self, "scale", tuple(map(float, self.scale)))
+        for name in ("shift", "scale", "image_range"):
+            object.__setattr__(self, name, tuple(map(float, getattr(self, name))))
         if not len(self.shift) == len(self.scale) == self.channels:
             raise Refusal(
                 f"latent space: {self.channels} channels, but {len(self.shift)} shifts and {len(self.scale)} scales"
@@ -60,16 +60,27 @@ class LatentSpace:
         return (torch.tensor(self.shift, device=z.device, dtype=z.dtype).view(shape),
                 torch.tensor(self.scale, device=z.device, dtype=z.dtype).view(shape))
 
-    def differences(self, other: "LatentSpace") -> str:
+
+@dataclass(frozen=True)
+class Encoding:
+    """How pictures became latents: what must agree before latents of two folders can be put together."""
+
+    space: LatentSpace
+    codec: str                          # hash of the codec
+    crop: str                           # how pictures became squares, in words
+
+    def differences(self, other: "Encoding") -> str:
         """`codec 'a' is not 'b'` for every field that differs."""
-        pairs = [(f.name, getattr(self, f.name), getattr(other, f.name)) for f in dataclasses.fields(self)]
+        mine, theirs = dataclasses.asdict(self), dataclasses.asdict(other)
+        pairs = [(name, a[name], b[name])
+                 for a, b in ((mine["space"], theirs["space"]), (mine, theirs)) for name in a if name != "space"]
         return "; ".join(f"{name} {a!r} is not {b!r}" for name, a, b in pairs if a != b)
 
 
 def write_latents(
     folder: Path,
     batches: Callable[[int], Iterable[Batch]] | Iterable[Batch],
-    space: LatentSpace,
+    encoding: Encoding,
     classes: Sequence[str] | None = None,
     origin: str = "",
     per_shard: int = SHARD,
@@ -81,7 +92,7 @@ def write_latents(
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    card = {"space": dataclasses.asdict(space), "classes": list(classes) if classes is not None else None,
+    card = {**dataclasses.asdict(encoding), "classes": list(classes) if classes is not None else None,
             "origin": origin, "per_shard": per_shard}
     card = json.loads(json.dumps(card))
     if (folder / INDEX).exists():
@@ -191,17 +202,18 @@ def _open(file: Path):
 class Latents:
     """A latent store as a source of normalised latents. Shards are mapped, not read: a fetch touches its rows only."""
 
-    def __init__(self, folder: Path, expect: LatentSpace | None = None):
+    def __init__(self, folder: Path, expect: Encoding | None = None):
         self.folder = Path(folder)
         index = _read_index(self.folder)
         try:
-            self.space = LatentSpace(**index["space"])
+            self.encoding = Encoding(LatentSpace(**index["space"]), index["codec"], index["crop"])
             self.classes = tuple(index["classes"]) if index["classes"] is not None else None
             self.shape, shards = tuple(index["shape"]), [(s["file"], int(s["count"])) for s in index["shards"]]
         except (KeyError, TypeError) as error:
             raise Refusal(f"{self.folder / INDEX}: lacks or misspells a field ({error}); write it again") from error
-        if expect is not None and self.space != expect:
-            raise Refusal(f"{self.folder}: holds latents of another space: {self.space.differences(expect)}; "
+        self.space = self.encoding.space
+        if expect is not None and self.encoding != expect:
+            raise Refusal(f"{self.folder}: holds other latents: {self.encoding.differences(expect)}; "
                           "encode the images again with this codec")
         self.name, self._files = str(self.folder), [self.folder / file for file, _ in shards]
         self._handles = [_open(file) for file in self._files]

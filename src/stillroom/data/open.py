@@ -6,7 +6,7 @@ from pathlib import Path
 from stillroom.data.batch import Source, Stream
 from stillroom.data.builtin import Photos, digits
 from stillroom.data.images import ImageTable
-from stillroom.data.latents import INDEX, Latents, LatentSpace
+from stillroom.data.latents import INDEX, Encoding, Latents
 from stillroom.data.scenes import KINDS, Scenes
 from stillroom.data.streams import TarStream
 from stillroom.data.tables import SUFFIXES, folder, parquet, saved
@@ -16,10 +16,10 @@ BUILTIN = ("digits", "shapes", "leaves", "photos")
 SPLITS = ("train", "test", "val", "validation")
 
 
-def open_source(settings: Images, expect: LatentSpace | None = None) -> Source | Stream:
+def open_source(settings: Images, expect: Encoding | None = None) -> Source | Stream:
     """`settings.data` is a path or a builtin name, with `:train`, `:test` (or `:val`) behind it where there are splits.
 
-    `expect` is the space that latents must lie in, where a codec is known.
+    `expect` is how latents must have been made, where a codec is known.
     """
     if settings.size < 1 or not 0 <= settings.bad_share <= 1:
         raise Refusal(f"size {settings.size} must be at least 1 and bad_share {settings.bad_share} between 0 and 1")
@@ -46,7 +46,7 @@ def _builtin(name: str, split: str, settings: Images) -> Source:
     return digits(settings.size, split)
 
 
-def _path(path: Path, split: str | None, settings: Images, expect: LatentSpace | None) -> Source | Stream:
+def _path(path: Path, split: str | None, settings: Images, expect: Encoding | None) -> Source | Stream:
     how = {"size": settings.size, "crop": settings.crop, "flip": settings.flip, "bad_share": settings.bad_share}
     if path.is_file():
         if split not in (None, "train"):
