@@ -4,6 +4,10 @@
 Any size goes in: pictures are padded to a multiple of the factor by repeating their edges, and come back as they were.
 """
 
+import hashlib
+import json
+from collections.abc import Sequence
+from itertools import chain
 from typing import NamedTuple, Protocol
 
 import torch
@@ -11,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from stillroom.data import LatentSpace
-from stillroom.nets.build import buildable
+from stillroom.nets.build import buildable, describe
 from stillroom.settings import Refusal
 
 buildable(LatentSpace)
@@ -27,6 +31,10 @@ class Posterior(NamedTuple):
 class Encodes(Protocol):
     """What measures and claims ask of a codec, of its remapped form, and of a tiled one."""
 
+    @property
+    def space(self) -> LatentSpace: ...
+    @property
+    def device(self) -> torch.device: ...
     def encode(self, x: Tensor) -> Tensor: ...
     def decode(self, z: Tensor, size: tuple[int, int] | None = None) -> Tensor: ...
     def reconstruct(self, x: Tensor) -> Tensor: ...
@@ -41,12 +49,19 @@ class Codec(nn.Module):
         self.decoder = decoder.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         self.space, self.remap = space, remap
 
+    @property
+    def device(self) -> torch.device:
+        return next(chain(self.parameters(), self.buffers()), torch.zeros(())).device
+
+    def answer(self, x: Tensor) -> Tensor:
+        """The encoder's own, of pictures of any size: means, or means and log variances, [B, C or 2C, h, w]."""
+        return self.encoder(self.into_range(padded(checked(x), self.space.factor)))
+
     def posterior(self, x: Tensor) -> Posterior:
-        """Of pictures of any size; [B, C, ceil(H / f), ceil(W / f)]."""
-        return self.normalise(self.encoder(self.into_range(padded(checked(x), self.space.factor))))
+        return self.normalise(self.answer(x))
 
     def normalise(self, answer: Tensor) -> Posterior:
-        """An encoder's answer, means or means and log variances [B, C or 2C, h, w], on the diffusion side."""
+        """An encoder's answer on the diffusion side."""
         if answer.shape[1] == self.space.channels:
             return Posterior(self.space.normalise(answer), None)
         mean, logvar = answer.chunk(2, 1)
@@ -60,6 +75,12 @@ class Codec(nn.Module):
         """Pictures of [-1, 1] (a little beyond it before they are clamped), cut to `size` where it is given."""
         x = self.out_of_range(self.decoder(self.space.denormalise(z).contiguous(memory_format=torch.channels_last)))
         return x if size is None else x[..., : size[0], : size[1]]
+
+    def features(self, z: Tensor) -> Sequence[Tensor]:
+        """Feature maps of the decoder's first layers: a decoder that offers them answers `features`."""
+        if not hasattr(self.decoder, "features"):
+            raise Refusal(f"{type(self.decoder).__name__} has no features to match; set weights.features to 0")
+        return self.decoder.features(self.space.denormalise(z))     # pyright: ignore[reportCallIssue]
 
     def reconstruct(self, x: Tensor) -> Tensor:
         return self.decode(self.encode(x), (x.shape[-2], x.shape[-1])).clamp(-1, 1)
@@ -83,17 +104,17 @@ class Remapped:
     Latents grow by s^2, so a gain at s > 1 is also the gain of a larger budget.
     """
 
-    def __init__(self, codec: Codec, scale: float):
+    def __init__(self, codec: Encodes, scale: float):
         if not 0 < scale < float("inf"):
             raise Refusal(f"a picture cannot be remapped by {scale}; give a scale above 0")
-        self.codec, self.scale = codec, scale
+        self.codec, self.scale, self.space, self.device = codec, scale, codec.space, codec.device
 
     def size(self, height: int, width: int) -> tuple[int, int]:
         """What the encoder sees: multiples of the factor, so the two sides' ratios differ a little. As is at scale 1,
         where the codec pads instead."""
         if self.scale == 1:
             return height, width
-        f = self.codec.space.factor
+        f = self.space.factor
         return max(f, round(self.scale * height / f) * f), max(f, round(self.scale * width / f) * f)
 
     def encode(self, x: Tensor) -> Tensor:
@@ -145,3 +166,11 @@ def require_signed(x: Tensor, name: str) -> None:
         raise Refusal(f"{name}: pixels lie in [{low:.3g}, {high:.3g}]; give pictures in [-1, 1]")
     if low >= 0:
         raise Refusal(f"{name}: no pixel is below 0, so these pictures seem to lie in [0, 1]; give them as 2 * x - 1")
+
+
+def fingerprint(codec: Codec) -> str:
+    """Names a codec by what it is made of and by its weights, for whatever was made with it."""
+    digest = hashlib.sha256(json.dumps(describe(codec), sort_keys=True).encode())
+    for name, x in sorted(codec.state_dict().items()):
+        digest.update(name.encode() + x.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

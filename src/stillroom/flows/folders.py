@@ -4,20 +4,17 @@ What concerns only the scheduler's own sampler (clipping, spacing of steps, Karr
 model makes latents, on the diffusion side of its VAE. diffusers is imported on first use: that takes seconds.
 """
 
-import inspect
-import json
-import re
 from collections.abc import Mapping
 from pathlib import Path as File
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from stillroom.flows.denoiser import Denoiser
 from stillroom.flows.flow import Flow
 from stillroom.nets.build import buildable
+from stillroom.nets.folders import built, folder_weights, local_folder, read_json, require_same, understood
 from stillroom.paths import Kind, Linear, Path, Tabulated
 from stillroom.settings import Refusal, nearest
 
@@ -29,7 +26,8 @@ CHAINS = (
 )
 FLOWS = ("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler")
 PREDICTIONS: Mapping[str, Kind] = {"epsilon": "eps", "sample": "x0", "v_prediction": "angular"}
-WEIGHTS = "diffusion_pytorch_model.safetensors"
+WANTED = ("model_index.json", "config.json", "scheduler_config.json", "diffusion_pytorch_model*", "unet/*",
+          "transformer/*", "scheduler/*")
 
 
 @buildable
@@ -76,9 +74,9 @@ class DiffusersNet(nn.Module):
 
 def from_diffusers(folder: str | File) -> Flow:
     """The flow of a pipeline folder, or of a model's folder with scheduler/scheduler_config.json in it."""
-    root = _local(folder)
+    root = local_folder(folder, WANTED)
     home = _model_folder(root)
-    config = _read(home / "config.json")
+    config = read_json(home / "config.json")
     model_class = _model_class(config, home)
     config = {k: v for k, v in config.items() if not k.startswith("_")}
     path, prediction, scale, offset, shift = _scheduler(_scheduler_config(root, home))
@@ -87,33 +85,6 @@ def from_diffusers(folder: str | File) -> Flow:
     denoiser = Denoiser(net, path, prediction)
     sampler, steps = ("euler", 25) if isinstance(path, Linear) else ("ddim", 50)
     return Flow(denoiser, net.shape, sampler, steps, shift).eval()
-
-
-def _local(folder: str | File) -> File:
-    if File(folder).is_dir():
-        return File(folder)
-    if not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", str(folder)):
-        raise Refusal(f"no folder {folder}: give a local diffusers folder, or a hub name like owner/model")
-    import huggingface_hub
-
-    wanted = ["model_index.json", "config.json", "scheduler_config.json", "diffusion_pytorch_model*"]
-    wanted += ["unet/*", "transformer/*", "scheduler/*"]
-    try:
-        return File(huggingface_hub.snapshot_download(str(folder), allow_patterns=wanted, ignore_patterns=["*.bin"]))
-    except Exception as error:
-        raise Refusal(
-            f"{folder} is no local folder, and fetching it from the hub failed ({type(error).__name__}: "
-            f"{str(error)[:200]}); download it elsewhere and give its folder"
-        ) from error
-
-
-def _read(file: File) -> dict[str, Any]:
-    try:
-        return json.loads(file.read_text())
-    except FileNotFoundError as error:
-        raise Refusal(f"{file} is missing: give a folder written by save_pretrained") from error
-    except json.JSONDecodeError as error:
-        raise Refusal(f"{file} is not JSON ({error}); write it again with save_pretrained") from error
 
 
 def _model_folder(root: File) -> File:
@@ -138,26 +109,14 @@ def _empty(model_class: str, config: Mapping[str, Any]) -> Any:
     """The model with fresh weights, its configuration understood to the last key."""
     if model_class not in MODELS:
         raise Refusal(f"no teacher is made from a {model_class!r}{nearest(model_class, MODELS)}")
-    import diffusers
-
-    kind = getattr(diffusers, model_class)
-    known = inspect.signature(kind.__init__).parameters
-    for key, value in config.items():
-        # null and false say nothing: configs of older versions are full of them
-        if key not in known and value not in (None, False):
-            raise Refusal(f"{model_class}: its config.json sets {key}, which this diffusers does not know"
-                          f"{nearest(key, known)}")
-    config = {k: v for k, v in config.items() if k in known}
+    config = understood(model_class, config)
     if config.get("time_embedding_type", "positional") != "positional":
         raise Refusal(f"{model_class}: time_embedding_type {config['time_embedding_type']!r} has no times between the "
                       "discrete ones; only 'positional' can be a teacher")
     if config.get("class_embed_type") is not None:
         raise Refusal(f"{model_class}: class_embed_type {config['class_embed_type']!r} is not a class label; "
                       "only num_class_embeds can be used")
-    try:
-        model = kind.from_config(config)
-    except (ValueError, TypeError, NotImplementedError) as error:
-        raise Refusal(f"{model_class}: diffusers cannot build it from its config.json: {error}") from error
+    model = built(model_class, config)
     settings = model.config
     if settings["sample_size"] is None:
         raise Refusal(f"{model_class}: its config.json has no sample_size; add the size of what it makes")
@@ -169,48 +128,17 @@ def _empty(model_class: str, config: Mapping[str, Any]) -> Any:
 
 
 def _load(model: Any, home: File) -> None:
-    """Every key, no other, each of its shape."""
-    weights: dict[str, Tensor] = {}
-    for file in _weight_files(home):
-        weights |= load_file(file)
     # diffusers' own table of the attention names it has since changed; it renames in place
-    weights = model._fix_state_dict_keys_on_load(weights)
-    own = model.state_dict()
-    missing, unexpected = sorted(own.keys() - weights.keys()), sorted(weights.keys() - own.keys())
-    odd = [f"{k} {tuple(w.shape)} for {tuple(own[k].shape)}" for k, w in weights.items()
-           if k in own and w.shape != own[k].shape]
-    told = [f"{len(keys)} {what} ({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''})"
-            for what, keys in (("missing", missing), ("unexpected", unexpected), ("of another shape", odd)) if keys]
-    if told:
-        raise Refusal(f"{home}: the weights do not fit {type(model).__name__}: {'; '.join(told)}; "
-                      "the config.json and the weights must be of the same model")
+    weights = model._fix_state_dict_keys_on_load(folder_weights(home))
+    require_same(model.state_dict(), weights, type(model).__name__, home)
     model.load_state_dict(weights)
-
-
-def _weight_files(home: File) -> list[File]:
-    index = home / f"{WEIGHTS}.index.json"
-    if (home / WEIGHTS).is_file():
-        return [home / WEIGHTS]
-    if index.is_file():
-        files = [home / name for name in sorted(set(_read(index)["weight_map"].values()))]
-        for file in files:
-            if not file.is_file():
-                raise Refusal(f"{file} is missing: {index.name} names it; download the folder again")
-        return files
-    pickled = [f.name for suffix in ("bin", "pt", "pth", "ckpt") for f in sorted(home.glob(f"*.{suffix}"))]
-    if pickled:
-        raise Refusal(f"{home}: {pickled[0]} is a pickle, which is never opened; convert it to safetensors "
-                      "(from_pretrained, then save_pretrained, in an environment you trust)")
-    others = [f.name for f in sorted(home.glob("*.safetensors"))]
-    raise Refusal(f"{home}: {WEIGHTS} is missing" + (f"; there is {', '.join(others)}: rename it" if others else
-                  "; give the folder with its weights"))
 
 
 def _scheduler_config(root: File, home: File) -> dict[str, Any]:
     places = [root / "scheduler", home / "scheduler", root, home]
     for place in places:
         if (place / "scheduler_config.json").is_file():
-            return _read(place / "scheduler_config.json")
+            return read_json(place / "scheduler_config.json")
     raise Refusal(f"{root}: scheduler/scheduler_config.json is missing: it says what the model predicts and on which "
                   "path; save the scheduler there")
 

@@ -17,6 +17,6 @@ from stillroom.measure.samples import Modes, energy_distance, median_bandwidth, 
 __all__ = [
     "FidInception", "Interval", "Lpips", "Modes", "Moments", "RandomFeatures", "SweetSpot", "as_8bit",
     "difference_interval", "distance_between", "energy_distance", "feature_distance_of", "fid_of", "frechet_distance",
-    "gmsd", "high_frequency_ratio", "mean_interval", "median_bandwidth", "mmd2", "modes", "moments_of", "ms_ssim", "mse",
-    "pooled", "psnr", "ssim", "sweet_spot", "sweet_spot_gap", "total_variation",
+    "gmsd", "high_frequency_ratio", "mean_interval", "median_bandwidth", "mmd2", "modes", "moments_of", "ms_ssim",
+    "mse", "pooled", "psnr", "ssim", "sweet_spot", "sweet_spot_gap", "total_variation",
 ]
