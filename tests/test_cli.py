@@ -333,3 +333,12 @@ def test_own_recipe_killed_and_resumed_from_elsewhere_is_the_run_never_killed(tm
     assert stillroom("resume ../run --quiet") == (0, "", "")
     assert stillroom("distill", tmp_path / "mine.py:Mine", "--out whole", *flags) == (0, "", "")
     assert equal(weights("../run"), weights("whole"))
+
+
+def test_folders_in_a_mixture_become_absolute(tmp_path, monkeypatch):
+    from stillroom.cli.train import anchored_place
+
+    (tmp_path / "pictures").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert anchored_place("0.6*pictures:val+0.4*leaves") == f"0.6*{tmp_path}/pictures:val+0.4*leaves"
+    assert anchored_place("pictures") == f"{tmp_path}/pictures" and anchored_place("leaves:test") == "leaves:test"

@@ -2,17 +2,21 @@
 
 from stillroom.data.batch import Batch, Item, Source, Stream
 from stillroom.data.builtin import CREDITS, Photos, digits
-from stillroom.data.images import ImageTable, Unreadable, decode, square
+from stillroom.data.images import ImageTable, Unreadable, decode, signed_picture, square
 from stillroom.data.latents import Encoding, Latents, LatentSpace, write_latents
 from stillroom.data.loader import Loader
+from stillroom.data.mixed import Mixed
 from stillroom.data.open import BUILTIN, open_source
 from stillroom.data.order import indices, uniforms
+from stillroom.data.pairs import Pairs, write_pairs
+from stillroom.data.pictures import Pictures, pictures, sample
 from stillroom.data.scenes import SHAPES, Scenes, leaves, shapes
 from stillroom.data.streams import TarStream
 from stillroom.data.tensors import Tensors
 
 __all__ = [
     "BUILTIN", "CREDITS", "SHAPES", "Batch", "Encoding", "ImageTable", "Item", "LatentSpace", "Latents", "Loader",
-    "Photos", "Scenes", "Source", "Stream", "TarStream", "Tensors", "Unreadable", "decode", "digits", "indices",
-    "leaves", "open_source", "shapes", "square", "uniforms", "write_latents",
+    "Mixed", "Pairs", "Photos", "Pictures", "Scenes", "Source", "Stream", "TarStream", "Tensors", "Unreadable",
+    "decode", "digits", "indices", "leaves", "open_source", "pictures", "sample", "shapes", "signed_picture",
+    "square", "uniforms", "write_latents", "write_pairs",
 ]

@@ -6,26 +6,33 @@
 | chelsea   | train | Stefan van der Walt         | CC0                                         |
 | coffee    | train | Rachel Michetti             | CC0                                         |
 | china     | train | danielbuechele              | CC BY 2.0                                   |
+| camera    | train | Lav Varshney                | CC0                                         |
+| brick     | train | CC0Textures                 | CC0                                         |
+| grass     | train | linolafett                  | CC0                                         |
+| hubble    | train | NASA, ESA                   | public domain                               |
 | rocket    | test  | SpaceX                      | released into the public domain by SpaceX   |
 | flower    | test  | see its credit              | CC BY 2.0                                   |
+| gravel    | test  | CC0Textures                 | CC0                                         |
 | digits    | both  | E. Alpaydin, C. Kaynak      | UCI Machine Learning Repository             |
 
-Other pictures of those packages state no licence, or show the same scene twice. Weights trained on china or flower
+Other pictures of those packages state no licence, or show the same scene twice, or no scene. The last four are textures
+and a sky: few natural photographs of clear licence come in packages. Weights trained on china or flower
 must carry their `CREDITS`.
 """
 
 import importlib.resources
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 from torch.nn import functional
 
 from stillroom.data.batch import Batch
-from stillroom.data.images import decode, signed
+from stillroom.data.images import Shrink, decode, signed
 from stillroom.data.order import mirror, uniforms
 from stillroom.data.tensors import Tensors
 from stillroom.settings import Refusal
@@ -54,45 +61,59 @@ CREDITS = (
            "scikit-image"),
     Credit("china", _SKLEARN, "china.jpg", "train", "danielbuechele", _BY,
            "https://www.flickr.com/photos/danielbuechele/6061409035/sizes/z/in/photostream/"),
+    Credit("camera", _SKIMAGE, "camera.png", "train", "Lav Varshney", "CC0", "scikit-image"),
+    Credit("brick", _SKIMAGE, "brick.png", "train", "CC0Textures", "CC0",
+           "https://cc0textures.com/view.php?tex=Bricks25"),
+    Credit("grass", _SKIMAGE, "grass.png", "train", "linolafett", "CC0",
+           "https://www.deviantart.com/linolafett/art/Grass-01-434853879"),
+    Credit("hubble", _SKIMAGE, "hubble_deep_field.jpg", "train", "NASA and ESA", "public domain",
+           "http://hubblesite.org/newscenter/archive/releases/2012/37/image/a/"),
     Credit("rocket", _SKIMAGE, "rocket.jpg", "test", "SpaceX", "public domain",
            "https://www.flickr.com/photos/spacexphotos/16511594820/in/photostream/"),
     # scikit-learn's README names danielbuechele for this one as well, but its links lead to vultilion: credit both.
     Credit("flower", _SKLEARN, "flower.jpg", "test", "vultilion (scikit-learn's README: danielbuechele)", _BY,
            "https://www.flickr.com/photos/vultilion/6056698931/sizes/z/in/photostream/"),
+    Credit("gravel", _SKIMAGE, "gravel.png", "test", "CC0Textures", "CC0",
+           "https://cc0textures.com/view.php?tex=Gravel04"),
 )
 SMALLEST = 300              # pixels of the shorter side of the smallest picture
+ALL_SCALES = (1.0, math.inf)
 
 
 class Photos:
-    """Random squares out of six natural photographs, split by picture. Few scenes: fit for codecs, not for claims
-    about the distribution of natural images. Item i comes from picture i % n; its square is drawn from (index, key)."""
+    """Random squares out of eleven photographs, split by picture. Few scenes: fit for codecs, not for claims
+    about the distribution of natural images. Item i comes from picture i % n; its square is drawn from (index, key):
+    by default every scale between `size` and the whole height is as likely."""
 
-    def __init__(self, size: int, split: str = "train", count: int = 10_000, flip: bool = False):
+    def __init__(
+        self, size: int, split: str = "train", count: int = 10_000, flip: bool = False,
+        shrink: tuple[float, float] = ALL_SCALES,
+    ):
         if not 1 <= size <= SMALLEST or count < 1:
             raise Refusal(f"photos: {count} squares of {size} pixels; give at least one of 1 to {SMALLEST} pixels")
         self.name, self.shape, self.classes = f"photos:{split}", (3, size, size), None
         self.credits = tuple(c for c in CREDITS if c.split == split)
-        self.flip, self._count = flip, count
-        self._pictures = [
-            decode((importlib.resources.files(c.package) / c.file).read_bytes(), c.file) for c in self.credits
-        ]
+        self.flip, self._count, self.law = flip, count, Shrink(size, *shrink)
+        self._pictures = [image for _, image in photographs(split)]
 
     def __len__(self) -> int:
         return self._count
 
     def fetch(self, indices: Sequence[int], key: int) -> Batch:
-        u, size = uniforms(indices, key, 4), self.shape[-1]
-        squares = [self._square(i, size, d) for i, d in zip(indices, u.tolist(), strict=True)]
-        x = torch.from_numpy(np.stack(squares)).permute(0, 3, 1, 2)                 # [B, H, W, 3] -> [B, 3, H, W]
-        return Batch(signed(mirror(x, u[:, 3]) if self.flip else x).contiguous())
+        u = uniforms(indices, key, 4)                                               # f, x, y, mirror
+        draws = u[:, [1, 2, 3, 0]].tolist()
+        squares = torch.stack([self._square(i, d) for i, d in zip(indices, draws, strict=True)])
+        return Batch(signed(mirror(squares, u[:, 3]) if self.flip else squares))
 
-    def _square(self, index: int, size: int, u: Sequence[float]) -> np.ndarray:
-        picture = self._pictures[index % len(self._pictures)]
-        # The side is uniform in its logarithm between `size` and the whole height: every scale is as likely.
-        side = round(size * (min(picture.size) / size) ** u[0])
-        left, top = int(u[1] * (picture.width - side + 1)), int(u[2] * (picture.height - side + 1))
-        box = (left, top, left + side, top + side)
-        return np.asarray(picture.resize((size, size), Image.Resampling.BICUBIC, box=box))
+    def _square(self, index: int, u: Sequence[float]) -> Tensor:
+        return self.law.cut(self._pictures[index % len(self._pictures)], u)
+
+
+def photographs(split: str) -> list[tuple[Credit, Image.Image]]:
+    return [
+        (c, decode((importlib.resources.files(c.package) / c.file).read_bytes(), c.file))
+        for c in CREDITS if c.split == split
+    ]
 
 
 def digits(size: int = 8, split: str = "train") -> Tensors:

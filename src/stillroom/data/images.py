@@ -4,6 +4,7 @@ import io
 import math
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from stillroom.data.tables import Rows
 from stillroom.settings import Refusal
 
 PIXEL_LIMIT = 178_000_000   # more is taken for a decompression bomb; Pillow itself refuses a little above
-MEMORY_LIMIT = 2**30        # squares of a set that fits are decoded once and kept
+MEMORY_LIMIT = 2**30        # bytes of squares, or of decoded pictures, that a source keeps
 # Named one by one: left to itself Pillow also tries formats that start other programs (EPS starts Ghostscript).
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF", "TGA", "ICO")
 
@@ -69,23 +70,80 @@ def _rgb(image: Image.Image) -> Image.Image:
 def square(
     image: Image.Image, size: int, crop: str = "centre", flip: bool = False, u: Sequence[float] = (0.5, 0.5, 1.0)
 ) -> Tensor:
-    """uint8 [3, size, size]: the shorter side becomes `size` (halved by boxes, then bicubic, as ADM does), then a crop.
+    """uint8 [3, size, size]: the shorter side becomes `size`, then a crop.
 
     u = (x, y, mirror) in [0, 1): the place of a random crop, and a flip where mirror < 1/2.
     """
-    while min(image.size) >= 2 * size:
-        image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
-    scale = size / min(image.size)
-    width, height = max(size, round(image.width * scale)), max(size, round(image.height * scale))
-    if width * height > PIXEL_LIMIT:
-        raise Unreadable("image", f"too long and thin: {image.width} x {image.height} pixels")
-    image = image.resize((width, height), Image.Resampling.BICUBIC)
-    left, top = (width - size) // 2, (height - size) // 2
-    if crop == "random":
-        left, top = int(u[0] * (width - size + 1)), int(u[1] * (height - size + 1))
-    pixels = torch.from_numpy(np.array(image.crop((left, top, left + size, top + size))))       # [H, W, 3]
-    pixels = pixels.permute(2, 0, 1)
+    law = Fit(size, random=crop == "random")
+    pixels = law.cut(law.kept(image), u)
     return (pixels.flip(-1) if flip and u[2] < 0.5 else pixels).contiguous()
+
+
+@dataclass(frozen=True)
+class Fit:
+    """The shorter side becomes `size` (halved by boxes, then bicubic, as ADM does), then a crop: central or random."""
+
+    size: int
+    random: bool = False
+
+    def kept(self, image: Image.Image) -> Image.Image:
+        """All of a picture that any crop may need."""
+        size = self.size
+        while min(image.size) >= 2 * size:
+            image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
+        scale = size / min(image.size)
+        width, height = max(size, round(image.width * scale)), max(size, round(image.height * scale))
+        if width * height > PIXEL_LIMIT:
+            raise Unreadable("image", f"too long and thin: {image.width} x {image.height} pixels")
+        return image.resize((width, height), Image.Resampling.BICUBIC)
+
+    def cut(self, image: Image.Image, u: Sequence[float]) -> Tensor:
+        """uint8 [3, size, size]; u = (x, y, ...) in [0, 1)."""
+        spare = image.width - self.size, image.height - self.size
+        left, top = (int(u[a] * (spare[a] + 1)) if self.random else spare[a] // 2 for a in (0, 1))
+        return pixels_of(image.crop((left, top, left + self.size, top + self.size)))
+
+
+@dataclass(frozen=True)
+class Shrink:
+    """A random square of the picture, `size` * f pixels wide, shrunk to `size` through an antialiasing filter: so the
+    resolution at which a net is trained is drawn too. f is uniform in its logarithm from `least` to `most`, or to what
+    the picture allows. Where even `least` does not fit, the square is as large as the picture."""
+
+    size: int
+    least: float = 1.0
+    most: float = math.inf
+    random = True
+
+    def kept(self, image: Image.Image) -> Image.Image:
+        return image
+
+    def cut(self, image: Image.Image, u: Sequence[float]) -> Tensor:
+        """uint8 [3, size, size]; u = (x, y, mirror, f) in [0, 1)."""
+        side = max(1, round(self.side(min(image.size), u[3])))
+        left, top = int(u[0] * (image.width - side + 1)), int(u[1] * (image.height - side + 1))
+        box = (left, top, left + side, top + side)
+        return pixels_of(image.resize((self.size, self.size), Image.Resampling.BICUBIC, box=box))
+
+    def side(self, shortest: int, draw: float) -> float:
+        """Of the square, for a picture whose shorter side is given."""
+        most = min(self.most, shortest / self.size)
+        return min(self.size * self.least * (max(most, self.least) / self.least) ** draw, shortest)
+
+
+def crop_law(size: int, crop: str = "centre", shrink: tuple[float, float] = (1.0, 8.0)) -> Fit | Shrink:
+    """From the settings of the same names."""
+    return Shrink(size, *shrink) if crop == "shrink" else Fit(size, random=crop == "random")
+
+
+def pixels_of(image: Image.Image) -> Tensor:
+    """uint8 [3, H, W] of an RGB image."""
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+
+
+def signed_picture(image: Image.Image) -> Tensor:
+    """float32 [3, H, W] in [-1, 1] of an RGB image."""
+    return signed(pixels_of(image))
 
 
 def signed(squares: Tensor) -> Tensor:
@@ -112,6 +170,24 @@ class Shelf:
                     self._kept[i] = make(i, draws)
                     self._filled[i] = True          # last, because other threads look at it first
         return self._kept[rows]
+
+
+class Album:
+    """Pictures decoded once and kept until they fill `limit` bytes, so that later epochs only cut and resize them."""
+
+    def __init__(self, limit: int):
+        self._limit, self._held, self._kept = limit, 0, dict[int, Image.Image]()
+        self._lock = threading.Lock()
+
+    def get(self, index: int) -> Image.Image | None:
+        return self._kept.get(index)
+
+    def add(self, index: int, image: Image.Image) -> None:
+        cost = 4 * image.width * image.height               # Pillow keeps a pixel of RGB in four bytes
+        with self._lock:                                    # two threads may have decoded the same picture
+            if index not in self._kept and self._held + cost <= self._limit:
+                self._kept[index] = image
+                self._held += cost
 
 
 class Tally:
@@ -143,16 +219,18 @@ class ImageTable:
     """Pictures that can be read by number. An unreadable one is replaced by the next that can be read."""
 
     def __init__(
-        self, rows: Rows, size: int, crop: str = "centre", flip: bool = False, bad_share: float = 0.01
+        self, rows: Rows, size: int, crop: str = "centre", flip: bool = False, bad_share: float = 0.01,
+        shrink: tuple[float, float] = (1.0, 8.0),
     ):
         if rows.count < 1:
             raise Refusal(f"{rows.name}: holds no images")
         self.rows, self.name, self.classes = rows, rows.name, rows.classes
-        self.size, self.crop, self.flip, self.shape = size, crop, flip, (3, size, size)
+        self.law, self.flip, self.shape = crop_law(size, crop, shrink), flip, (3, size, size)
         self._tally = Tally(rows.name, bad_share, rows.count)
         self._tried = bytearray(rows.count)
         self._stands_in = torch.arange(rows.count)                       # index -> the readable index shown for it
-        self._shelf = Shelf(rows.count, self.shape, keep=crop != "random")
+        self._shelf = Shelf(rows.count, self.shape, keep=not self.law.random)
+        self._album = Album(MEMORY_LIMIT if self.law.random else 0)
 
     def __len__(self) -> int:
         return self.rows.count
@@ -163,7 +241,7 @@ class ImageTable:
         return self._tally.bad
 
     def fetch(self, indices: Sequence[int], key: int) -> Batch:
-        rows, u = torch.as_tensor(indices, dtype=torch.int64), uniforms(indices, key, 3)
+        rows, u = torch.as_tensor(indices, dtype=torch.int64), uniforms(indices, key, 4)
         squares = self._shelf.take(rows, u, self._make)
         x = signed(mirror(squares, u[:, 2]) if self.flip else squares)
         return Batch(x, None if self.rows.labels is None else self.rows.labels[self._stands_in[rows]])
@@ -174,16 +252,22 @@ class ImageTable:
             title = self.rows.title(shown)
             if title not in self.bad:
                 try:
-                    image = self.rows.read(shown)
-                    pixels = square(decode(image, title), self.size, self.crop, u=u)
+                    image = self._picture(shown, title)
                 except Unreadable as error:
                     self._record(shown, title, error.reason)
                 else:
                     self._record(shown, title, None)
                     self._stands_in[index] = shown
-                    return pixels
+                    return self.law.cut(image, u)
             shown = (shown + 1) % len(self)
         raise Refusal(f"{self.name}: none of the {len(self)} images is readable: {self._tally.examples()}")
+
+    def _picture(self, index: int, title: str) -> Image.Image:
+        image = self._album.get(index)
+        if image is None:
+            image = self.law.kept(decode(self.rows.read(index), title))
+            self._album.add(index, image)
+        return image
 
     def _record(self, index: int, title: str, reason: str | None) -> None:
         if not self._tried[index]:

@@ -2,14 +2,16 @@
 
 import re
 from pathlib import Path
+from typing import NamedTuple
 
 from stillroom.data.batch import Source, Stream
-from stillroom.data.builtin import Photos, digits
+from stillroom.data.builtin import ALL_SCALES, Photos, digits
 from stillroom.data.images import ImageTable
 from stillroom.data.latents import INDEX, Encoding, Latents
+from stillroom.data.mixed import Mixed, mixture
 from stillroom.data.scenes import KINDS, Scenes
 from stillroom.data.streams import TarStream
-from stillroom.data.tables import SUFFIXES, folder, parquet, saved
+from stillroom.data.tables import SUFFIXES, Rows, folder, parquet, saved
 from stillroom.settings import Images, Refusal, nearest
 
 BUILTIN = ("digits", "shapes", "leaves", "photos")
@@ -17,65 +19,116 @@ SPLITS = ("train", "test", "val", "validation")
 
 
 def open_source(settings: Images, expect: Encoding | None = None) -> Source | Stream:
-    """`settings.data` is a path or a builtin name, with `:train`, `:test` (or `:val`) behind it where there are splits.
+    """`settings.data` is a path or a builtin name, with `:train`, `:test` (or `:val`) behind it where there are splits;
+    or several of them, joined by plus signs.
 
     `expect` is how latents must have been made, where a codec is known.
     """
     if settings.size < 1 or not 0 <= settings.bad_share <= 1:
         raise Refusal(f"size {settings.size} must be at least 1 and bad_share {settings.bad_share} between 0 and 1")
-    spec, split = settings.data, None
-    if match := re.fullmatch(rf"(.+):({'|'.join(SPLITS)})", spec):
-        spec, split = match[1], match[2]
-    if spec in BUILTIN:
-        return _builtin(spec, split or "train", settings)
-    path = Path(spec).expanduser()
-    if not path.exists():
-        raise Refusal(f"data {spec!r}: no such file or folder, and no builtin of that name{nearest(spec, BUILTIN)}")
-    return _path(path, split, settings, expect)
+    least, most = settings.shrink
+    if not 0 < least <= most:
+        raise Refusal(f"shrink {least:g} to {most:g}: give the least first, both above 0")
+    if settings.crop != "shrink" and tuple(settings.shrink) != type(settings).shrink:
+        raise Refusal(f"shrink {least:g} to {most:g} has no effect with crop {settings.crop!r}; add crop 'shrink', or "
+                      "leave it out")
+    parts = mixture(settings.data, is_known)
+    if len(parts) == 1:
+        return _open(parts[0][1], settings, expect)
+    sources = []
+    for _, name in parts:
+        if not name:
+            raise Refusal(f"data {settings.data!r}: a part of the mixture has no name")
+        source = _open(name, settings, expect)
+        if isinstance(source, Stream):
+            raise Refusal(f"data {settings.data!r}: {name} is a stream of tars, which cannot be mixed; use a folder or "
+                          "parquet")
+        sources.append(source)
+    return Mixed(sources, [share for share, _ in parts], settings.data)
+
+
+def is_known(spec: str) -> bool:
+    """Is there a builtin, a file or a folder of this name?"""
+    name, _ = parted(spec)
+    return name in BUILTIN or (bool(name) and Path(name).expanduser().exists())
+
+
+def parted(spec: str) -> tuple[str, str | None]:
+    """(name, split)"""
+    match = re.fullmatch(rf"(.+):({'|'.join(SPLITS)})", spec)
+    return (match[1], match[2]) if match else (spec, None)
+
+
+def _open(spec: str, settings: Images, expect: Encoding | None) -> Source | Stream:
+    name, split = parted(spec)
+    if name in BUILTIN:
+        return _builtin(name, split_of(name, split), settings)
+    where = placed(spec)
+    how = {"size": settings.size, "crop": settings.crop, "flip": settings.flip, "bad_share": settings.bad_share,
+           "shrink": settings.shrink}
+    if isinstance(where, Rows):
+        return ImageTable(where, **how)
+    if isinstance(where, Tars):
+        return TarStream(where.files, **how, name=where.name)
+    if settings.flip or settings.crop != "centre":
+        raise Refusal(f"{where}: latents were cropped when they were written; leave out flip and crop")
+    return Latents(where, expect)
+
+
+def split_of(name: str, split: str | None) -> str:
+    if split not in (None, "train", "test"):
+        raise Refusal(f"{name}: has the splits train and test, not {split!r}")
+    return split or "train"
 
 
 def _builtin(name: str, split: str, settings: Images) -> Source:
-    if split not in ("train", "test"):
-        raise Refusal(f"{name}: has the splits train and test, not {split!r}")
+    law = settings.shrink if settings.crop == "shrink" else None
     if name == "photos":
-        return Photos(settings.size, split, flip=settings.flip)
+        return Photos(settings.size, split, flip=settings.flip, shrink=law or ALL_SCALES)
     if name in KINDS:
-        return Scenes(name, settings.size, split=split, flip=settings.flip)
+        return Scenes(name, settings.size, split=split, flip=settings.flip, shrink=law)
+    if law:
+        raise Refusal("digits: they are shown whole, 8 pixels wide; leave out crop shrink")
     if settings.flip:
         raise Refusal("digits: a mirrored digit is another sign; leave out flip")
     return digits(settings.size, split)
 
 
-def _path(path: Path, split: str | None, settings: Images, expect: Encoding | None) -> Source | Stream:
-    how = {"size": settings.size, "crop": settings.crop, "flip": settings.flip, "bad_share": settings.bad_share}
+class Tars(NamedTuple):
+    files: list[Path]
+    name: str
+
+
+def placed(spec: str) -> Rows | Tars | Path:
+    """What lies at a path: pictures by number, pictures in tars, or the folder of a latent store."""
+    name, split = parted(spec)
+    path = Path(name).expanduser()
+    if not name or not path.exists():
+        raise Refusal(f"data {name!r}: no such file or folder, and no builtin of that name{nearest(name, BUILTIN)}")
     if path.is_file():
         if split not in (None, "train"):
             raise Refusal(f"{path}: a single file has no split {split!r}")
         if path.suffix == ".parquet":
-            return ImageTable(parquet([path], str(path)), **how)
+            return parquet([path], str(path))
         if path.suffix == ".tar":
-            return TarStream([path], **how)
+            return Tars([path], str(path))
         hint = "give the folder it lies in" if path.suffix.lower() in SUFFIXES else "give a folder, .parquet or .tar"
         raise Refusal(f"{path}: a file of this kind is not a data set; {hint}")
     if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
-        return ImageTable(saved(path, split or "train"), **how)
+        return saved(path, split or "train")
     path, split = _descend(path, split)
     if (path / INDEX).exists() or any(path.glob("latents-*.safetensors")):
-        if settings.flip or settings.crop == "random":
-            raise Refusal(f"{path}: latents were cropped when they were written; leave out flip and crop")
-        return Latents(path, expect)
+        return path
     for ending in ("parquet", "tar"):
         found = sorted(p for p in path.glob(f"*.{ending}") if not p.name.startswith("."))
         found = found or sorted(path.glob(f"data/*.{ending}"))      # how the hub lays out a repository
         if found:
             files = _of_split(path, found, split)
             name = str(path) + (f":{split}" if split else "")
-            if ending == "tar":
-                return TarStream(files, **how, name=name)
-            return ImageTable(parquet(files, name), **how)
+            return Tars(files, name) if ending == "tar" else parquet(files, name)
     if split not in (None, "train"):
         raise Refusal(f"{path}: has no split {split!r}: no subfolder or file is named so")
-    return ImageTable(folder(path), **how)
+    return folder(path)
 
 
 def _descend(path: Path, split: str | None) -> tuple[Path, str | None]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from stillroom.data.batch import Batch, Item
-from stillroom.data.images import Tally, Unreadable, decode, signed, square
+from stillroom.data.images import Tally, Unreadable, crop_law, decode, signed
 from stillroom.data.order import mirror, permutation, uniforms
 from stillroom.data.tables import SUFFIXES
 from stillroom.settings import Refusal, seed_of
@@ -65,12 +65,12 @@ class TarStream:
 
     def __init__(
         self, tars: Sequence[Path], size: int, crop: str = "centre", flip: bool = False, bad_share: float = 0.01,
-        name: str | None = None,
+        name: str | None = None, shrink: tuple[float, float] = (1.0, 8.0),
     ):
         if not tars:
             raise Refusal(f"{name or 'stream'}: holds no tar")
         self.tars, self.name = sorted(tars), name or str(tars[0])
-        self.size, self.crop, self.flip, self.shape = size, crop, flip, (3, size, size)
+        self.law, self.flip, self.shape = crop_law(size, crop, shrink), flip, (3, size, size)
         listed = self.tars[0].parent / "classnames.txt"
         lines = listed.read_text(encoding="utf-8").splitlines() if listed.is_file() else None
         self.classes = tuple(c.strip() for c in lines if c.strip()) if lines is not None else None
@@ -100,7 +100,7 @@ class TarStream:
 
     def decode(self, items: Sequence[Item], which: range, key: int) -> Batch:
         """The slice `which` of a global batch. An unreadable picture is replaced by the next readable of the batch."""
-        u = uniforms(which, key, 3)
+        u = uniforms(which, key, 4)
         squares, labels = [], []
         for i, draw in zip(which, u.tolist(), strict=True):
             pixels, label = self._readable(items, i, draw)
@@ -154,4 +154,4 @@ class TarStream:
             raise Unreadable(item.name, "the sample has no image")
         if self.classes is not None and (item.label is None or item.label >= len(self.classes)):
             raise Unreadable(item.name, f"label {item.label}, but there are {len(self.classes)} classes")
-        return square(decode(item.image, item.name), self.size, self.crop, u=u)
+        return self.law.cut(self.law.kept(decode(item.image, item.name)), u)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from stillroom.settings.limits import Count, Decay, Natural, NotNegative, Share, Where
+from stillroom.settings.limits import Count, Decay, Natural, NotNegative, Positive, Share, Where
 
 
 @dataclass(frozen=True)
@@ -57,9 +57,15 @@ class Images:
     """Where images come from, and how each becomes a square of `size` pixels."""
 
     data: Where
-    """A folder, a parquet file, a tar, a latent store, or one of: digits, shapes, leaves, photos."""
+    """A folder, a parquet file, a tar, a latent store, or one of: digits, shapes, leaves, photos. Several are mixed by
+    `photos+leaves`, or by weight: `0.7*photos+0.3*leaves`."""
     size: Count
-    crop: Literal["centre", "random"] = "centre"
+    crop: Literal["centre", "random", "shrink"] = "centre"
+    """centre and random scale the shorter side to `size` first. shrink takes a random square of the original and
+    shrinks it to `size`: the resolution that is trained on is then drawn too."""
+    shrink: tuple[Positive, Positive] = (1.0, 8.0)
+    """With crop shrink: least and most pixels of the original per pixel of the square, uniform in the logarithm. Where
+    the least asks for more than a picture has, the square is all that fits, and may be enlarged."""
     flip: bool = False
     bad_share: Share = 0.01
     """Share of unreadable images at which the run stops."""
