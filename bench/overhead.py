@@ -35,8 +35,8 @@ LIMIT = 1.03
 BLOCK = 40
 """Steps a contender runs before the next one's turn."""
 LATENT = (4, 8, 8)
-NETS = {"DiT, width 96, 4 blocks": (96, 4), "DiT, width 36, 1 block": (36, 1)}
-BOUNDED = "DiT, width 96, 4 blocks"
+NETS = {"DiT, width 96, 3 blocks": (96, 3), "DiT, width 36, 1 block": (36, 1)}
+BOUNDED = "DiT, width 96, 3 blocks"
 """The bound is for steps of 30 ms and more; the smaller net is there to be honest about the rest."""
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from compare import HERE, regenerate
 
-BENCHES = ("startup", "overhead", "loader")
+BENCHES = ("startup", "overhead", "loader", "encoder")
 
 
 def main() -> None:

@@ -182,6 +182,20 @@ def test_parts_of_a_set_make_the_rows_of_the_whole(monkeypatch):
             assert (b.values | b.channels)[key] == pytest.approx(values, rel=1e-3, abs=1e-5), key
 
 
+def test_tiles_change_nothing_where_the_net_reaches_little(monkeypatch):
+    x = torch.stack([painted(i, 96) for i in range(2)])
+    teacher = fit_klt(signed(x), channels=4)
+    asked, encode = [], teacher.encoder.forward
+    monkeypatch.setattr(teacher.encoder, "forward", lambda x: asked.append(max(x.shape[-2:])) or encode(x))
+    pair = {"teacher": teacher, "student": teacher}
+    whole = list(sweep(pair, x, (1.0, 2.0), "teacher"))
+    assert max(asked) == 192
+    asked.clear()
+    for a, b in zip(whole, sweep(pair, x, (1.0, 2.0), "teacher", tile=64), strict=True):
+        assert a.values["psnr"] == pytest.approx(b.values["psnr"], abs=1e-3) and a.latents == b.latents
+    assert max(asked) == 128        # strips of 16 latents, by which the reach is measured; tiles are smaller
+
+
 def test_fewer_bits_cost_what_rounding_says():
     x = torch.stack([signed(painted(i, 64)) for i in range(4)])
     codec = fit_klt(x, channels=4)
@@ -250,6 +264,13 @@ def test_a_scale_at_the_edge_is_called_so():
     rising = Plan((64,), (0.5, 1.0, 1.5, 2.0))
     choice = choose(rising, {64: (["a"], torch.tensor([[1.0, 2, 3, 4]], dtype=torch.float64))}, COSTS)
     assert (choice["scale"], choice["edge"]) == (2.0, "sweep") and "edge of the sweep" in choice_in_words(choice)
+
+
+def test_pictures_without_error_choose_nothing():
+    perfect = torch.full((1, 4), math.inf, dtype=torch.float64)
+    choice = choose(Plan((64,), (0.5, 1.0, 1.5, 2.0)), {64: (["a"], perfect)}, COSTS)
+    assert choice["scale"] is None and "without any error" in choice_in_words(choice)
+    json.dumps(choice, allow_nan=False)
 
 
 def test_sizes_count_alike_for_the_pictures_that_fill_them():

@@ -50,6 +50,8 @@ class Claim:
     seeds: tuple[int, ...] = (101, 102, 103)
     pictures: Callable[[int], Sequence["Figure"]] | None = None
     """Panels for people, drawn from runs of one seed."""
+    on: Callable[[str], "Claim"] | None = None
+    """The same claim on data of the user's, by path."""
 
     def arms_of(self, part: Part) -> list[str]:
         return [arm for arm, its in self.arms.items() if its == part]

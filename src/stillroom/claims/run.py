@@ -55,33 +55,41 @@ def timed(claim: Claim, task: Task, quick: bool) -> tuple[dict[str, float | None
     return finite, time.perf_counter() - start
 
 
-def timed_by_name(name: str, task: Task, quick: bool) -> tuple[dict[str, float | None], float]:
+def claim_on(name: str, data: str) -> Claim:
+    """The claim of a name, on the user's data where some is given."""
+    claim = find(name)
+    if data and claim.on is None:
+        raise Refusal(f"claim {name} takes no data; leave out --data")
+    return claim.on(data) if data and claim.on else claim
+
+
+def timed_by_name(name: str, data: str, task: Task, quick: bool) -> tuple[dict[str, float | None], float]:
     """In a process of its own, which finds the claim again: functions of a claim do not travel."""
-    return timed(find(name), task, quick)
+    return timed(claim_on(name, data), task, quick)
 
 
-def carried_out(claim: Claim, tasks: Sequence[Task], quick: bool, jobs: int) -> Iterator[tuple[Task, Any]]:
+def carried_out(claim: Claim, data: str, tasks: Sequence[Task], quick: bool, jobs: int) -> Iterator[tuple[Task, Any]]:
     """(task, what came of it), as they end. Each is a function of its seed alone, whichever process it runs in."""
     if jobs == 1:
         yield from ((task, timed(claim, task, quick)) for task in tasks)
         return
     with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
-        futures = {pool.submit(timed_by_name, claim.name, task, quick): task for task in tasks}
+        futures = {pool.submit(timed_by_name, claim.name, data, task, quick): task for task in tasks}
         for future in as_completed(futures):
             yield futures[future], future.result()
 
 
 def run(claim: Claim, seeds: Sequence[int], quick: bool = False, jobs: int = 1,
-        tell: Callable[[str], None] = print) -> dict[str, Any]:
-    done = {}
-    for (arm, seed), (metrics, seconds) in carried_out(claim, [(a, s) for a in claim.arms for s in seeds], quick, jobs):
+        tell: Callable[[str], None] = print, data: str = "") -> dict[str, Any]:
+    done, tasks = {}, [(a, s) for a in claim.arms for s in seeds]
+    for (arm, seed), (metrics, seconds) in carried_out(claim, data, tasks, quick, jobs):
         done[arm, seed] = metrics, seconds
         told = "  ".join(f"{n} {'not finite' if v is None else f'{v:.3g}'}" for n, v in metrics.items())
         tell(f"{claim.name}: {arm}, seed {seed}, {seconds:.0f} s: {told}")
     values = {arm: {seed: done[arm, seed][0] for seed in seeds} for arm in claim.arms}
     seconds = {arm: round(sum(done[arm, seed][1] for seed in seeds), 1) for arm in claim.arms}
     judged = verdict(claim, values)
-    flag = " --quick" if quick else ""
+    flag = (" --quick" if quick else "") + (" --data DATA" if data else "")
     return {
         "claim": claim.name,
         "verdict": judged.pop("verdict"),

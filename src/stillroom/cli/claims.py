@@ -14,9 +14,10 @@ from stillroom.settings import Refusal, nearest
 USAGE = """usage: stillroom claims COMMAND
 
   list [--names | --json]                 the claims, and the verdicts that came with this stillroom
-  run NAME... [--quick] [--seeds 101,102,103] [--out FILE.json | FOLDER] [--jobs N]
+  run NAME... [--quick] [--seeds 101,102,103] [--out FILE.json | FOLDER] [--jobs N] [--data DATA]
                                           carry claims out anew, in N processes (default: one per core); values go to
-                                          claims/NAME.json; exit code 1 if a claim is invalid, 0 whatever else it says
+                                          claims/NAME.json; --data: a folder with the splits train and val, for
+                                          claims that take one; exit code 1 if a claim is invalid, 0 whatever else it says
   docs [--out docs/claims.md]             the page of all stored results
   picture NAME [--seed 101] --out FILE.png"""
 
@@ -54,23 +55,22 @@ def list_claims(arguments: list[str]) -> int:
 
 def run_claims(arguments: list[str]) -> int:
     quick, given, out = take(arguments, "--quick"), take_value(arguments, "--seeds"), take_value(arguments, "--out")
-    jobs = jobs_in(take_value(arguments, "--jobs"))
-    no_flags_left(arguments, "run", ("--quick", "--seeds", "--out", "--jobs"))
+    jobs, data = jobs_in(take_value(arguments, "--jobs")), take_value(arguments, "--data") or ""
+    no_flags_left(arguments, "run", ("--quick", "--seeds", "--out", "--jobs", "--data"))
     if not arguments:
         raise Refusal(f"stillroom claims run: name one or more of {', '.join(e.name for e in listing())}")
     for name in arguments:
         check_name(name)
     seeds = None if given is None else seeds_in(given)
     paths = {name: place(name, out, len(arguments)) for name in arguments}
-    from stillroom.claims import find
     from stillroom.claims import run as running
 
     for path in paths.values():
         running.ready(path)
     invalid = False
     for name, path in paths.items():
-        claim = find(name)
-        result = running.run(claim, seeds or claim.seeds, quick, jobs, lambda text: print(text, file=sys.stderr))
+        claim = running.claim_on(name, data)
+        result = running.run(claim, seeds or claim.seeds, quick, jobs, lambda text: print(text, file=sys.stderr), data)
         running.write(result, path)
         print(summary(json.loads(path.read_text(encoding="utf-8"))) + f"\nvalues:  {path}")
         invalid |= result["verdict"] == "invalid"

@@ -1,21 +1,23 @@
-"""`stillroom demo`: a tour on embedded data. A small flow on digits; score distillation with and without its own score;
-the two used together; and a page that shows all of it. What is finished already is kept."""
+"""`stillroom demo`: the first job of this house, on what comes with it. A small encoder is distilled from the bundled
+codec at low resolution, measured over resolutions on held-out photographs, and shown. What is finished is kept."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from stillroom.cli import sweep
 from stillroom.cli.flags import parse, take
 from stillroom.recipes import find
 from stillroom.settings import Optimizer
 
-TARGET = "ring:8"
+SIZES, SCALES = "64,128,256", "0.5,1,1.5,2,3"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """A tour in a few minutes: trains a small flow, distils it, and writes a page."""
+    """Distils a small encoder at low resolution, measures it over resolutions, and writes a page; some minutes."""
 
     out: Path = Path("demo")
     """Where the runs and the page go. Runs that are finished are kept; others go on."""
@@ -24,26 +26,28 @@ class Settings:
 def run(word: str, arguments: list[str]) -> int:
     quiet = take(arguments, "--quiet")
     settings = parse(Settings, arguments, "stillroom demo", Settings.__doc__ or "")
-    runs = {name: made(settings.out / name, recipe, values, quiet) for name, recipe, values in tour(settings.out)}
+    runs = {name: made(settings.out / name, recipe, values, quiet) for name, recipe, values in tour()}
+    measured = settings.out / "student" / "sweep"
+    if not (measured / "index.html").exists():
+        sweep.run("sweep", [str(runs["student"]), "--data", "photos:test", "--sizes", SIZES, "--scales", SCALES,
+                            "--scratch", str(runs["scratch"]), "--save", *(["--quiet"] if quiet else [])])
     page = settings.out / "index.html"
     from stillroom.train.files import write_atomically
 
-    write_atomically(page, the_page(runs))
+    write_atomically(page, the_page(settings.out, runs, measured))
     print(f"the tour's page: {page}\nits runs:        {', '.join(str(r) for r in runs.values())}")
     return 0
 
 
-def tour(out: Path) -> list[tuple[str, str, dict[str, Any]]]:
-    """(folder, recipe, settings) of each run, in order: the last one's teacher is the first."""
-    points: dict[str, Any] = {"teacher": TARGET, "steps": 2000, "precision": "float32", "sample_every": 500}
-    digits = {"data": "digits", "size": 8, "net": "dit", "width": 96, "depth": 4, "steps": 1200, "batch": 64,
-              "model": Optimizer(lr=2e-3, clip=1.0, warmup=100, decay="cosine"), "sample_every": 400}
-    particles = {"teacher": str(out / "digits"), "batch": 100, "conditional": True, "steps": 300, "spread": 1.0,
-                 "times": (0.02, 0.9), "score": Optimizer(lr=5e-4, name="adam"),
-                 "particles": Optimizer(lr=0.05, name="adam", decay="cosine"), "sample_every": 100}
-    return [
-        ("digits", "flow", digits), ("sds", "sds", points), ("vsd", "vsd", points), ("digits-vsd", "vsd", particles),
-    ]
+def tour() -> list[tuple[str, str, dict[str, Any]]]:
+    """(folder, recipe, settings) of each run. Both see pictures from far away only: 3.5 to 8 pixels in one of theirs."""
+    low: dict[str, Any] = {"data": "0.6*photos:train+0.4*leaves:train", "size": 64, "crop": "shrink",
+                           "shrink": (3.5, 8.0), "flip": True, "batch": 16, "stem": "unshuffle"}
+    rate = Optimizer(lr=2e-3, clip=1.0, warmup=50, decay="cosine")
+    student = low | {"teacher": "bundled", "params": 25_000, "steps": 1500, "student": rate}
+    scratch = low | {"channels": 4, "factor": 4, "params": 25_000, "decoder_params": 600_000, "steps": 1000,
+                     "model": rate}
+    return [("student", "encoder", student), ("scratch", "codec", scratch)]
 
 
 def made(folder: Path, recipe: str, values: Mapping[str, Any], quiet: bool) -> Path:
@@ -63,29 +67,32 @@ def made(folder: Path, recipe: str, values: Mapping[str, Any], quiet: bool) -> P
     return folder
 
 
-def the_page(runs: Mapping[str, Path]) -> str:
-    from stillroom.report import Files, Header, Images, Panels, Table, Text, page, scatter
+def the_page(out: Path, runs: Mapping[str, Path], measured: Path) -> str:
+    from stillroom.report import Figure, Files, Header, Images, Text, page
+    from stillroom.report.sweep import choice_in_words, in_words
 
-    header = Header("stillroom demo", lead="Distillation of generative models, on this machine, from nothing.")
-    clouds = {name: points(runs[name]) for name in ("sds", "vsd")}
+    found = json.loads((measured / "sweep.json").read_text(encoding="utf-8"))
+    count = found["encoder_parameters"]
+    names = ("original", "teacher", "student", "student-remapped")
+    shots = [(p, n.replace("-", ", ")) for n in names for p in sorted((measured / "pictures").glob(f"first-{n}.png"))]
+    files = [("student/sweep/index.html", "student/sweep", "every measurement: sizes, scales, rivals, theorems", "")]
+    files += [(f"{name}/report.html", name, path_words(path), "") for name, path in runs.items()]
     return page("A tour", [
         Text("What happened", [
-            "A small flow was trained on scikit-learn's 8x8 digits: the teacher. Then 512 points were moved to eight "
-            "Gaussian modes by score distillation, twice. SDS follows the target's score alone, averaged over noise "
-            "levels, and every point falls to where that average leads: the empty middle. VSD subtracts the score of "
-            "the points themselves, which is learned as they move, and the points keep the target's modes and their "
-            "spread. Last, VSD moved 100 noise images by the score of the digits teacher.",
-            "Each run's own page has its curves, settings and samples.",
+            f"The bundled codec's encoder has {count['teacher']:,} parameters. One of {count['student']:,} learned to "
+            "answer as it does, on squares of 64 pixels of four photographs, textures, and drawn scenes, all seen from "
+            "far away. Then both were asked about photographs that neither had learned from, at several sizes, and "
+            "enlarged by several scales before they were encoded.",
+            "Beside them stands a codec that learned from the same far-away squares without a teacher, and linear codes "
+            "of the same latent size and of the same latent budget: they say what of the gain is due to distillation, "
+            "and what to spending more latents.",
         ]),
-        Panels("The same target, the same start", {"": scatter(clouds, target=truth())},
-               "512 points each; the target's density in grey."),
-        Table("How far from the target", *compared(clouds)),
-        Images("Digits", [
-            (last_sample(runs["digits"]), "The teacher's samples, 18 steps of Heun's method, ten classes in turn"),
-            (last_sample(runs["digits-vsd"]), "Images moved from noise by VSD, ten classes in turn"),
-        ]),
-        Files("Runs", [(f"{name}/report.html", name, path_words(path), "") for name, path in runs.items()]),
-    ], header)
+        Images("The same photograph", shots, "Click to enlarge."),
+        Figure("Over scales", measured / "plots" / "psnr-128.png",
+               "klt-budget spends at native size what remapping spends; the ceiling is what resizing alone leaves."),
+        Text("What was found", [choice_in_words(found["choice"]), *in_words(found)]),
+        Files("Everything else", files),
+    ], Header("stillroom demo", lead="A codec's encoder, distilled on this machine, from nothing but the package."))
 
 
 def path_words(folder: Path) -> str:
@@ -93,44 +100,3 @@ def path_words(folder: Path) -> str:
 
     info = read_json(folder / "run.json")
     return f"{info['steps']} steps of {info['recipe']} in {info['seconds']:.0f} s"
-
-
-def points(folder: Path):
-    from stillroom.train import load
-
-    return load(folder)
-
-
-def truth(count: int = 4000):
-    """Samples of the target itself."""
-    import torch
-
-    return target().draw(count, torch.Generator().manual_seed(0))[0]
-
-
-def target():
-    from stillroom.flows import Mixture
-    from stillroom.train.teacher import open_teacher
-
-    mixture = open_teacher(TARGET).denoiser
-    assert isinstance(mixture, Mixture)
-    return mixture
-
-
-def compared(clouds: Mapping[str, Any]) -> tuple[list[str], list[list[Any]], str]:
-    from stillroom.measure import energy_distance, median_bandwidth, mmd2, modes
-
-    reference, means = truth(), target().means
-    bandwidth, spread = median_bandwidth(reference[:1000]), modes(reference, means).spread
-    rows = [
-        [name, float(mmd2(x, reference, bandwidth)), float(energy_distance(x, reference)),
-         float(modes(x, means).spread / spread)]
-        for name, x in {"fresh samples of the target": truth(512 + 4000)[4000:], **clouds}.items()
-    ]
-    return ["points", "squared MMD", "energy distance", "spread within a mode / true"], rows, (
-        "Unbiased estimates against 4000 samples: they may fall below zero when the two laws are equal."
-    )
-
-
-def last_sample(folder: Path) -> Path:
-    return sorted((folder / "samples").glob("step-*.png"))[-1]

@@ -11,6 +11,12 @@ COMMANDS = {
     "distill": ("train", "a student: stillroom distill vsd --help, or FILE.py:RECIPE"),
     "resume": ("resume", "go on with a run that was stopped or killed"),
     "sample": ("sample", "draw from what a run made"),
+    "encode": ("codec", "pictures to latents: stillroom encode FILES... --codec CODEC"),
+    "decode": ("codec", "latents to pictures"),
+    "reconstruct": ("codec", "pictures through a codec and back"),
+    "sweep": ("sweep", "a codec over sizes and scales: stillroom sweep RUN --data HELDOUT"),
+    "cache": ("cache", "a data set to a store of latents: stillroom cache CODEC --data DATA"),
+    "export": ("export", "a codec for diffusers, ComfyUI or ONNX: stillroom export RUN --to diffusers"),
     "report": ("report", "write a run's report.html anew"),
     "recipes": ("recipes", "the methods, with their papers and claims"),
     "claims": ("claims", "the evidence: list, run, docs"),
@@ -20,7 +26,7 @@ COMMANDS = {
 
 
 def usage() -> str:
-    lines = [f"  {word:<9} {text}" for word, (_, text) in COMMANDS.items()]
+    lines = [f"  {word:<11} {text}" for word, (_, text) in COMMANDS.items()]
     return "\n".join([
         "stillroom distils generative models: small codecs, latents that are easy to model, one-step generators.", "",
         "usage: stillroom COMMAND [OPTIONS]", "", *lines, "",

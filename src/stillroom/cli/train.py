@@ -5,6 +5,7 @@ import inspect
 import os
 from pathlib import Path
 
+from stillroom import recipes
 from stillroom.cli.flags import parse, take, take_value
 from stillroom.recipes import find, listing
 from stillroom.settings import Refusal, Run, nearest, read_toml
@@ -14,7 +15,7 @@ from stillroom.settings.limits import Place, hints_of
 def run(word: str, arguments: list[str]) -> int:
     names = [e.name for e in listing() if e.verb == word]
     if not arguments or arguments[0] in ("-h", "--help"):
-        print(f"usage: stillroom {word} RECIPE [--config FILE] [--plan] [--quiet] [SETTINGS]\n")
+        print(f"usage: stillroom {word} RECIPE [--config FILE | --preset NAME] [--plan] [--quiet] [SETTINGS]\n")
         print("\n".join(f"  {e.name:<12} {e.title}" for e in listing() if e.verb == word))
         print(f"\nOne recipe's settings: stillroom {word} {names[0]} --help. Your own: stillroom distill FILE.py:CLASS")
         return 0
@@ -27,14 +28,30 @@ def run(word: str, arguments: list[str]) -> int:
             raise Refusal(f"{name}: name the class in the file too: stillroom {word} {name}:CLASS")
         raise Refusal(f"no recipe of stillroom {word} is called {name!r}{nearest(name, names)}")
     plan, quiet, config = take(rest, "--plan"), take(rest, "--quiet"), take_value(rest, "--config")
+    if preset := take_value(rest, "--preset"):
+        if config:
+            raise Refusal("--preset and --config are both settings files: give one, and flags over it")
+        config = str(preset_file(name, preset))
     recipe, name = find(name), anchored_name(name)
     if config:
         check_recipe(Path(config), name, word)
     command = f"stillroom {word} {name}"
-    description = f"{inspect.cleandoc(doc_of(recipe))}\n\nAlso: --config FILE.toml, --plan (cost only), --quiet."
+    also = "Also: --config FILE.toml, --preset NAME, --plan (cost only), --quiet."
+    description = f"{inspect.cleandoc(doc_of(recipe))}\n\n{also}"
     settings = parse(recipe.Settings, rest, command, description, Path(config) if config else None, also=("recipe",))
     settings = anchored(settings)
     return print_plan(recipe, settings, quiet) if plan else start(recipe, settings, name, quiet)
+
+
+def preset_file(recipe: str, preset: str) -> Path:
+    """A settings file that comes with the recipe."""
+    folder = Path(recipes.__file__).parent / "presets"
+    known = {p.stem.partition(".")[2]: p for p in sorted(folder.glob(f"{recipe}.*.toml"))}
+    if not known:
+        raise Refusal(f"{recipe} has no presets")
+    if preset not in known:
+        raise Refusal(f"{recipe} has no preset {preset!r}{nearest(preset, known)}")
+    return known[preset]
 
 
 def doc_of(recipe: type) -> str:
@@ -62,20 +79,26 @@ def anchored(settings: Run) -> Run:
     for field in dataclasses.fields(settings):
         value = getattr(settings, field.name)
         is_place = Place() in getattr(hints[field.name], "__metadata__", ())
+        if isinstance(value, Path) and field.name != "out":     # which is where the run lies, and may be moved
+            changed[field.name] = value.expanduser().absolute()
         if isinstance(value, str) and value and (is_place or os.sep in value):
             changed[field.name] = anchored_place(value)
     return dataclasses.replace(settings, **changed)
 
 
 def anchored_place(text: str) -> str:
-    """The whole path of a file or folder, or of what stands before `:train` and the like. Other names stay."""
-    from stillroom.data.open import BUILTIN
+    """The whole path of a file or folder, alone, in a mixture, or before `:train` and the like. Other names stay."""
+    from stillroom.data.mixed import mixture
+    from stillroom.data.open import BUILTIN, is_known, parted
 
-    head, colon, split = text.rpartition(":")
-    for path, end in ((text, ""), (head, colon + split)):
-        if path and path not in BUILTIN and (place := Path(path).expanduser()).exists():
-            return str(place.resolve()) + end
-    return text
+    def whole(spec: str) -> str:
+        for name, split in ((spec, None), parted(spec)):
+            if name and name not in BUILTIN and (place := Path(name).expanduser()).exists():
+                return str(place.resolve()) + (f":{split}" if split else "")
+        return spec
+
+    parts = mixture(text, is_known)
+    return whole(text) if len(parts) == 1 else "+".join(f"{share:g}*{whole(name)}" for share, name in parts)
 
 
 def is_first() -> bool:

@@ -169,8 +169,9 @@ def require_signed(x: Tensor, name: str) -> None:
 
 
 def fingerprint(codec: Codec) -> str:
-    """Names a codec by what it is made of and by its weights, for whatever was made with it."""
-    digest = hashlib.sha256(json.dumps(describe(codec), sort_keys=True).encode())
+    """Names a codec by what it is made of and by its weights, for whatever was made with it. To which scale it was
+    calibrated does not matter."""
+    digest = hashlib.sha256(json.dumps(describe([codec.encoder, codec.decoder, codec.space]), sort_keys=True).encode())
     for name, x in sorted(codec.state_dict().items()):
         digest.update(name.encode() + x.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

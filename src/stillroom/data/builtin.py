@@ -13,10 +13,11 @@
 | rocket    | test  | SpaceX                      | released into the public domain by SpaceX   |
 | flower    | test  | see its credit              | CC BY 2.0                                   |
 | gravel    | test  | CC0Textures                 | CC0                                         |
+| clock     | test  | Stefan van der Walt         | public domain                               |
 | digits    | both  | E. Alpaydin, C. Kaynak      | UCI Machine Learning Repository             |
 
-Other pictures of those packages state no licence, or show the same scene twice, or no scene. The last four are textures
-and a sky: few natural photographs of clear licence come in packages. Weights trained on china or flower
+Other pictures of those packages state no licence, or show the same scene twice, or no scene at all. Few natural
+photographs of clear licence come in packages, so textures and a sky are among these. Weights trained on china or flower
 must carry their `CREDITS`.
 """
 
@@ -75,13 +76,14 @@ CREDITS = (
            "https://www.flickr.com/photos/vultilion/6056698931/sizes/z/in/photostream/"),
     Credit("gravel", _SKIMAGE, "gravel.png", "test", "CC0Textures", "CC0",
            "https://cc0textures.com/view.php?tex=Gravel04"),
+    Credit("clock", _SKIMAGE, "clock_motion.png", "test", "Stefan van der Walt", "public domain", "scikit-image"),
 )
 SMALLEST = 300              # pixels of the shorter side of the smallest picture
 ALL_SCALES = (1.0, math.inf)
 
 
 class Photos:
-    """Random squares out of eleven photographs, split by picture. Few scenes: fit for codecs, not for claims
+    """Random squares out of twelve photographs, split by picture. Few scenes: fit for codecs, not for claims
     about the distribution of natural images. Item i comes from picture i % n; its square is drawn from (index, key):
     by default every scale between `size` and the whole height is as likely."""
 

@@ -12,6 +12,7 @@ from stillroom.data.latents import Encoding, Latents, LatentSpace, write_latents
 from stillroom.settings import Refusal
 
 CHUNK = 16
+SHARDS = 64     # of answers; an interrupted writer loses what one holds
 
 
 class Pairs:
@@ -50,10 +51,11 @@ def write_pairs(folder: Path, source: Source | Stream, count: int, teacher: Call
     if isinstance(source, Stream):
         raise Refusal(f"{source.name}: a stream has no numbered crops to keep answers for; leave out cache, or use a "
                       "folder or parquet")
-    first = crops(source, range(min(8, count)))
-    channels = teacher(first[:1]).shape[1]
+    some = crops(source, range(0, count, -(-count // 8)))       # from all epochs: they tell data of one name apart
+    channels = teacher(some[:1]).shape[1]
     space = LatentSpace(channels, 1, (0.0,) * channels, (1.0,) * channels)      # answers as they are
-    origin = f"{count} crops of {source.name}, {hashlib.sha256(first.numpy().tobytes()).hexdigest()[:16]}"
+    digest = hashlib.sha256(some.numpy().tobytes()).hexdigest()[:16]
+    origin = f"{count} crops of the {len(source)} of {source.name}, {digest}"
 
     def batches(start: int) -> Iterator[Batch]:
         for i in range(start, count, CHUNK):
@@ -62,5 +64,5 @@ def write_pairs(folder: Path, source: Source | Stream, count: int, teacher: Call
             yield Batch(teacher(crops(source, range(i, min(i + CHUNK, count)))).float().cpu())
 
     encoding = Encoding(space, name, crop)
-    write_latents(Path(folder), batches, encoding, origin=origin, per_shard=1024)
+    write_latents(Path(folder), batches, encoding, origin=origin, per_shard=max(CHUNK, count // SHARDS))
     return Pairs(source, Latents(Path(folder), encoding), count)

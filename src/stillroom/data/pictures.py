@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from stillroom.data.batch import Batch, Source, Stream
@@ -22,7 +23,8 @@ Entry = tuple[str, Callable[[], Tensor]]        # a name, and what reads the pic
 
 def sample(source: Source | Stream, count: int, seed: int) -> Batch:
     """The first items in a shuffled order. More than there are come round again, cropped anew."""
-    with Loader(source, seed=seed, batch=count, workers=0) as loader:
+    # On the CPU, as loaders' threads are, whatever the device on which a recipe is being built.
+    with torch.device("cpu"), Loader(source, seed=seed, batch=count, workers=0) as loader:
         return loader.at(0)[0]
 
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from stillroom.settings import Refusal, nearest
 
-TEACHERS = frozenset({"flow"})
+TEACHERS = frozenset({"codec", "flow"})
 """Recipes that learn from data alone: `stillroom train NAME`. All others: `stillroom distill NAME`."""
 
 

@@ -6,6 +6,7 @@ A product with a base stores only what the base has not: tensors that are the ba
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from stillroom.nets.build import build, describe
-from stillroom.settings import Refusal
+from stillroom.settings import Refusal, nearest
 from stillroom.train.checkpoint import fill, full, load_tensors, match_names
-from stillroom.train.files import folder_written_atomically, read_json, sha256
+from stillroom.train.files import folder_written_atomically, read_json, sha256, write_atomically
 from stillroom.train.recipe import Product, Ref
 
 FORMAT = 1
@@ -44,6 +45,21 @@ def save_product(product: Product, folder: Path, writes: bool = True) -> None:
         content = {"format": FORMAT, "kind": product.kind, "card": dict(product.card), "base": base, "parts": parts,
                    "borrowed": borrowed, "sha256": sums}
         (new / "product.json").write_text(json.dumps(content, indent=1))
+
+
+def amend_product(path: Path | str, arguments: Mapping[str, Mapping[str, Any]], card: Mapping[str, Any]) -> None:
+    """Other constructor arguments, numbers and strings, for parts that have them, and more on the card. The weights
+    stay, and so does what names the product by its weights."""
+    folder = product_folder(path)
+    content = read_json(folder / "product.json")
+    for part, changed in arguments.items():
+        known = content["parts"].get(part, {}).get("arguments", {})
+        for name in changed:
+            if name not in known:
+                raise Refusal(f"{folder}: part {part!r} was not made with an argument {name!r}{nearest(name, known)}")
+        known.update(changed)
+    content["card"].update(card)
+    write_atomically(folder / "product.json", json.dumps(content, indent=1))
 
 
 def product_folder(path: Path | str) -> Path:

@@ -111,6 +111,12 @@ class Recipe:
     Settings: ClassVar[type[Run]] = Run
     inputs: ClassVar[tuple[str, ...]] = ()  # () makes "needs no data" structural
 
+    @classmethod
+    def prepare(cls, settings: Any, sources: Mapping[str, Any], note: Callable[[str], None]) -> Mapping[str, Any]:
+        """What is made of the data before anything else, a cache of a teacher's answers above all. One process calls
+        it first; the others find its work done."""
+        return sources
+
     def roles(self) -> Mapping[str, Role]:
         return {}
 

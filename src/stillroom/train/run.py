@@ -48,11 +48,25 @@ def as_source(thing: Any) -> Source:
     return Tensors(*thing) if isinstance(thing, tuple) else thing
 
 
+def readied(make: Make, settings: Run, sources: Mapping[str, Source], watch: Watch | None,
+            world: World) -> Mapping[str, Source]:
+    """The first process prepares; the others wait, for hours if need be, and then find it done."""
+    prepare = getattr(make, "prepare", None)
+    if prepare is None or getattr(prepare, "__func__", None) is Recipe.prepare.__func__:  # pyright: ignore
+        return sources
+    with world.patience() as wait:
+        if not world.first:
+            wait()
+        sources = prepare(settings, sources, (watch or Lines()).note)
+        if world.first:
+            wait()
+    return sources
+
+
 @contextmanager
-def prepared(make: Make, settings: Run, given: Mapping[str, Any] | None, folder: RunFolder | None, watch: Watch | None,
+def prepared(make: Make, settings: Run, sources: Mapping[str, Source], folder: RunFolder | None, watch: Watch | None,
              world: World) -> Iterator[Trainer]:
     """A trainer whose recipe was built on the device and from the seed, so that it can be built the same again."""
-    sources = sources_of(make, settings, given)
     torch.manual_seed(seed_of(settings.seed, "init"))
     with torch.device(world.device):
         try:
@@ -91,7 +105,8 @@ def start(make: Make, settings: Run, name: str, given: Mapping[str, Any] | None 
                 "or choose another folder with --out"
             )
         world.wait()
-        with prepared(make, settings, given, None, watch, world) as trainer:
+        sources = readied(make, settings, sources_of(make, settings, given), watch, world)
+        with prepared(make, settings, sources, None, watch, world) as trainer:
             batch = first_batch(trainer)
             trainer.recipe.check(batch[0])
             notes = settle_precision(trainer, batch)
@@ -116,7 +131,8 @@ def resume(path: Path, find: Callable[[str], Make], given: Mapping[str, Any] | N
     with open_world(settings.device) as world:
         folder = RunFolder(path, settings.keep, world.first)
         try:
-            with prepared(make, settings, given, folder, watch, world) as trainer:
+            sources = readied(make, settings, sources_of(make, settings, given), watch, world)
+            with prepared(make, settings, sources, folder, watch, world) as trainer:
                 cursors = {}
                 step, complaints = folder.shelf.last_good()
                 for complaint in complaints:
@@ -198,10 +214,10 @@ def _count(source: Source) -> int | None:
 
 def make_plan(make: Make, settings: Run, given: Mapping[str, Any] | None = None,
               watch: Watch | None = None) -> trial.Plan:
-    """What the run would cost, from a few steps that leave nothing behind."""
+    """What the run would cost, from a few steps that leave nothing behind: nothing is prepared on disk either."""
     with open_world(settings.device) as world:
         untracked = dataclasses.replace(settings, track="none")
-        with prepared(make, untracked, given, None, watch, world) as trainer:
+        with prepared(make, untracked, sources_of(make, settings, given), None, watch, world) as trainer:
             batch = first_batch(trainer)
             trainer.recipe.check(batch[0])
             for note in settle_precision(trainer, batch):

@@ -2,9 +2,10 @@
 
 import gc
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -89,6 +90,16 @@ class World:
     def wait(self) -> None:
         if self.size > 1:
             dist.barrier()
+
+    @contextmanager
+    def patience(self) -> Iterator[Callable[[], None]]:
+        """A wait for work of hours: the usual one gives up after minutes, and on an accelerator keeps it busy."""
+        if self.size == 1:
+            yield lambda: None
+            return
+        group = dist.new_group(backend="gloo", timeout=timedelta(days=7))
+        yield lambda: dist.barrier(group)  # pyright: ignore[reportArgumentType]
+        dist.destroy_process_group(group)  # pyright: ignore[reportArgumentType]
 
 
 def pick_device(name: str) -> torch.device:

@@ -1,0 +1,94 @@
+"""ONNX graphs of both halves: batch, height and width are free, pictures in [-1, 1], latents on the diffusion side."""
+
+import importlib.util
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim
+
+from stillroom.codecs.codec import Codec
+from stillroom.codecs.export.card import write_card
+from stillroom.codecs.export.place import new_folder
+from stillroom.settings import Refusal
+
+TOLERANCE = 1e-4        # of the answers' range
+SNIPPET = """
+import numpy as np
+import onnxruntime
+
+encoder, decoder = (onnxruntime.InferenceSession(f"{half}.onnx") for half in ("encoder", "decoder"))
+pictures = np.random.uniform(-1, 1, (1, 3, 256, 320)).astype("float32")       # sides are multiples of FACTOR
+latents, = encoder.run(None, {"pictures": pictures})
+again, = decoder.run(None, {"latents": latents})
+print(latents.shape, again.shape)
+"""
+FORM = """`encoder.onnx` takes pictures in [-1, 1], with sides that are multiples of {factor}, to latents on the
+diffusion side; `decoder.onnx` takes these to pictures. Batch, height and width are free. {checked}"""
+
+
+class Encode(nn.Module):
+    def __init__(self, codec: Codec):
+        super().__init__()
+        self.codec = codec
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        return self.codec.normalise(self.codec.encoder(self.codec.into_range(pictures))).mean
+
+
+class Decode(nn.Module):
+    def __init__(self, codec: Codec):
+        super().__init__()
+        self.codec = codec
+
+    def forward(self, latents: Tensor) -> Tensor:
+        return self.codec.out_of_range(self.codec.decoder(self.codec.space.denormalise(latents)))
+
+
+def to_onnx(codec: Codec, folder: Path | str, card: Mapping[str, Any] | None = None,
+            figures: Sequence[Mapping[str, Any]] = ()) -> Path:
+    for package in ("onnx", "onnxscript"):
+        if importlib.util.find_spec(package) is None:
+            raise Refusal(f"to write ONNX graphs, {package} is needed: pip install 'stillroom[onnx]'")
+    f, c = codec.space.factor, codec.space.channels
+    batch, height, width = Dim("batch", max=1024), Dim("height", max=4096), Dim("width", max=4096)
+    # Any two sizes that differ: equal ones would let the exporter take the sides for one.
+    halves = {
+        "encoder": (Encode(codec), f, torch.zeros(2, 3, 6 * f, 8 * f), {0: batch, 2: f * height, 3: f * width}),
+        "decoder": (Decode(codec), 1, torch.zeros(2, c, 6, 8), {0: batch, 2: height, 3: width}),
+    }
+    checkable = importlib.util.find_spec("onnxruntime") is not None
+    with new_folder(folder) as new:
+        for name, (net, step, example, free) in halves.items():
+            names = ("pictures", "latents") if name == "encoder" else ("latents", "pictures")
+            program = torch.onnx.export(net.eval(), (example,), dynamo=True, dynamic_shapes=(free,), verbose=False,
+                                        input_names=names[:1], output_names=names[1:])
+            assert program is not None
+            program.save(new / f"{name}.onnx", external_data=False)
+            if checkable:
+                check(new / f"{name}.onnx", net, [(1, 5, 9), (3, 12, 4)], example.shape[1], step)
+        checked = (f"They equal the torch model to {TOLERANCE:g} of the range at sizes other than the traced one."
+                   if checkable else "They were not run: onnxruntime was not installed.")
+        form = FORM.format(factor=f, checked=checked)
+        write_card(new, codec, card, figures, form, SNIPPET.replace("FACTOR", str(f)), "onnx")
+    return Path(folder)
+
+
+@torch.no_grad()
+def check(file: Path, net: nn.Module, grids: list[tuple[int, int, int]], channels: int, step: int) -> None:
+    """Against torch, at sizes that the exporter has not seen."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+    random = torch.Generator().manual_seed(0)
+    for batch, height, width in grids:
+        x = torch.rand(batch, channels, height * step, width * step, generator=random) * 2 - 1
+        mine = net(x)
+        theirs = torch.from_numpy(session.run(None, {session.get_inputs()[0].name: x.numpy()})[0])
+        error = float((mine - theirs).abs().max() / (mine.max() - mine.min()).clamp(min=1e-12))
+        if theirs.shape != mine.shape or not error <= TOLERANCE:
+            raise RuntimeError(f"{file.name} differs from torch by {error:.2g} of the range at {list(x.shape)}")

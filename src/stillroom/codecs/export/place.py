@@ -1,0 +1,41 @@
+"""Where exports are written, and the check that what was written is the codec."""
+
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from stillroom.codecs.codec import Codec
+from stillroom.settings import Refusal
+
+
+@torch.no_grad()
+def require_equal(codec: Codec, encode: Callable[[Tensor], Tensor], decode: Callable[[Tensor], Tensor],
+                  tolerance: float = 1e-5) -> None:
+    """What was written answers as the codec does; the tolerance is relative to the answers' range."""
+    f, random = codec.space.factor, torch.Generator().manual_seed(0)
+    x = torch.rand(2, 3, 6 * f, 8 * f, generator=random) * 2 - 1
+    z = codec.encode(x)
+    for name, mine, theirs in (("latents", z, encode(x)), ("pictures", codec.decode(z), decode(z))):
+        error = float((mine - theirs).abs().max() / (mine.max() - mine.min()).clamp(min=1e-12))
+        if not error <= tolerance:
+            raise RuntimeError(f"the written export's {name} differ from the codec's by {error:.2g} of their range")
+
+
+@contextmanager
+def new_folder(folder: Path | str) -> Iterator[Path]:
+    """Written beside, and named when it is whole."""
+    folder = Path(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise Refusal(f"{folder} exists already; export to a new folder")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as place:
+        new = Path(place) / "export"
+        new.mkdir()
+        yield new
+        if folder.exists():
+            folder.rmdir()
+        new.replace(folder)

@@ -1,0 +1,125 @@
+"""A small image codec from scratch: the baseline of distilled ones, and a teacher for them.
+
+Problem: turn pictures into few numbers from which a decoder can draw them again.
+
+Equation (Kingma & Welling 2014, with pixel errors as in latent diffusion): q(z | x) = N(mu(x), s(x)^2),
+
+    min  |D(z) - x|_1 + 2 |D(z) - x|^2 + beta KL(q(z | x) || N(0, 1)),    z ~ q(z | x)
+
+The product is the moving average of both halves. Its diffusion side has channels of mean 0 and deviation 1: the
+normaliser is measured on the training data.
+
+Paper: Auto-Encoding Variational Bayes, arXiv 1312.6114.
+
+Expect: better than the linear code of the same size (a block KLT) after some minutes; soft on fine texture, because no
+term here rewards texture that merely looks right.
+"""
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal, cast
+
+import torch
+
+from stillroom.codecs import Codec, require_signed
+from stillroom.data import LatentSpace, sample
+from stillroom.match.latents import unit_kl
+from stillroom.nets.coding import Decoder, Encoder, sized
+from stillroom.settings import Count, Decay, Images, NotNegative, Optimizer, Positive, Refusal, Run
+from stillroom.train import Average, Product, Recipe, Role, Stage
+
+FACTORS = {4: (1, 3, 3), 8: (1, 3, 3, 3), 16: (1, 3, 3, 3, 3)}
+"""Residual blocks per level of an encoder, by how many pixels a latent spans."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(Images, Run):
+    size: int = 64
+    crop: Literal["centre", "random", "shrink"] = "shrink"
+    shrink: tuple[Positive, Positive] = (1.0, 8.0)
+    steps: int = 4000
+    batch: int = 16
+    channels: Count = 16
+    factor: Literal[4, 8, 16] = 8
+    """Pixels a side that one latent spans."""
+    stem: Literal["conv", "unshuffle"] = "conv"
+    """unshuffle folds 4x4 pixels into channels first: several times faster."""
+    params: Count = 1_200_000
+    """Parameters of the encoder, about."""
+    decoder_params: Count = 1_200_000
+    l1: NotNegative = 1.0
+    mse: NotNegative = 2.0
+    kl: NotNegative = 1e-6
+    """Weight of the divergence, summed over a picture's latents and divided by its pixels."""
+    average: Decay = 0.999
+    model: Optimizer = field(default_factory=lambda: Optimizer(lr=1e-3, clip=1.0, warmup=100, decay="cosine"))
+
+
+def new_codec(settings: Settings) -> Codec:
+    """Untrained, with latents as they come: neither shifted nor scaled."""
+    channels, blocks, stem = settings.channels, FACTORS[settings.factor], settings.stem
+    encoder = sized(settings.params, lambda w: Encoder(channels, w, blocks, stem=stem, moments=True))
+    decoder = sized(settings.decoder_params, lambda w: Decoder(channels, w, blocks[::-1], stem=stem, soft_clamp=False))
+    space = LatentSpace(channels, settings.factor, (0.0,) * channels, (1.0,) * channels, encoder.offset)
+    return Codec(encoder, decoder, space)
+
+
+def require_whole_latents(data, factor: int) -> None:
+    """Padding is for pictures in use: what is learned from is cut to fit."""
+    if len(data.shape) == 3 and any(n % factor for n in data.shape[-2:]):
+        raise Refusal(f"{data.name}: pictures of {data.shape[-1]} x {data.shape[-2]} pixels, no multiple of {factor}, "
+                      "which a latent spans; choose another size")
+
+
+def normalised(codec: Codec, x: torch.Tensor) -> Codec:
+    """The same codec with latents of mean 0 and deviation 1 in every channel, as measured on x."""
+    with torch.no_grad():
+        z = torch.cat([codec.space.denormalise(codec.encode(part)) for part in x.split(16)])
+    z = z.transpose(0, 1).flatten(1)                        # [B, C, h, w] -> [C, B h w]
+    scale = z.std(1).clamp(min=1e-3 * float(z.std()))       # a dead channel stays near zero, and is not blown up
+    space = LatentSpace(codec.space.channels, codec.space.factor, tuple(z.mean(1).tolist()), tuple(scale.tolist()),
+                        codec.space.offset, codec.space.image_range)
+    return Codec(codec.encoder, codec.decoder, space)
+
+
+class FromScratch(Recipe):
+    Settings = Settings
+    inputs = ("data",)
+
+    def __init__(self, settings: Settings, data):
+        require_whole_latents(data, settings.factor)
+        self.settings, self.data = settings, data
+        self.codec = new_codec(settings)
+        self.mean = Average(self.codec, settings.average)
+
+    def check(self, batch):
+        require_signed(batch["data"].x, self.data.name)
+
+    def roles(self):
+        return {"model": Role(self.codec, self.settings.model, average=self.mean)}
+
+    def stages(self):
+        return [Stage("train", self.settings.steps)]
+
+    def losses(self, batch, turn):
+        x, s = batch["data"].x, self.settings
+        mean, logvar = (part.float() for part in self.codec.posterior(x) if part is not None)
+        error = self.codec.decode(mean + (logvar / 2).exp() * turn.randn(mean)).float() - x
+        return {"model": {
+            "l1": s.l1 * error.abs().flatten(1).mean(1),
+            "mse": s.mse * error.square().flatten(1).mean(1),
+            "kl": s.kl * unit_kl(mean, logvar) / x[0].numel(),
+        }}
+
+    def preview(self):
+        x = self.sample(16)
+        return {"pictures": x, "reconstructions": cast(Codec, self.mean.module).reconstruct(x)}
+
+    def sample(self, count: int):
+        return sample(self.data, count, self.settings.seed).x.to(next(self.codec.parameters()).device)
+
+    def product(self):
+        count = max(32, min(512, 512 * 64**2 // math.prod(self.data.shape[-2:])))       # larger ones hold more latents
+        codec = normalised(cast(Codec, self.mean.module), self.sample(count))
+        card = {"data": self.settings.data, "size": self.settings.size}
+        return Product("codec", {"codec": codec}, card)

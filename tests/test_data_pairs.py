@@ -1,0 +1,139 @@
+"""Pictures with a teacher's answers: each asked once, whatever is killed, and never taken for another's."""
+
+import pytest
+import torch
+
+from stillroom.codecs import fingerprint, fit_klt
+from stillroom.data import Batch, ImageTable, Loader, Pairs, Tensors, open_source, sample, write_pairs
+from stillroom.data.pairs import CHUNK, SHARDS, crops
+from stillroom.settings import Images, Refusal
+
+
+class Counted:
+    """Numbers its pictures as item + epoch / 8 in every pixel, so that an answer tells which crop was asked."""
+
+    name, shape, classes = "counted", (1, 2, 2), None
+
+    def __init__(self, count=10, name="counted"):
+        self.count, self.name = count, name
+
+    def __len__(self):
+        return self.count
+
+    def fetch(self, indices, key):
+        return Batch((torch.tensor(indices).float() + key / 8).view(-1, 1, 1, 1).expand(-1, *self.shape).clone())
+
+
+class Teacher:
+    """Answers twice the number, remembers what it was asked, and dies at the `dies`-th crop."""
+
+    def __init__(self, dies=None):
+        self.asked, self.dies = [], dies
+
+    def __call__(self, x):
+        self.asked += x[:, 0, 0, 0].tolist()
+        if self.dies is not None and len(self.asked) > self.dies:
+            raise KeyboardInterrupt
+        return 2 * x[..., :1, :1]
+
+
+def test_crop_i_is_item_i_of_its_epoch():
+    x = crops(Counted(10), [3, 13, 29, 0, 13])
+    assert x[:, 0, 0, 0].tolist() == [3, 3 + 1 / 8, 9 + 2 / 8, 0, 3 + 1 / 8]
+
+
+def test_pairs_belong_together_in_any_order_and_at_every_step(tmp_path):
+    pairs = write_pairs(tmp_path, Counted(10), 33, Teacher(), "t", "as is")
+    assert len(pairs) == 33 and pairs.shape == (1, 2, 2)
+    with Loader(pairs, seed=5, batch=8) as loader:
+        seen = []
+        for step in range(9):
+            x, y = loader.at(step)[0]
+            assert torch.equal(y, 2 * x[..., :1, :1])       # answers, not normalised: they are the teacher's own
+            seen += x[:, 0, 0, 0].tolist()
+    assert sorted(seen[:33]) == sorted(i % 10 + i // 10 / 8 for i in range(33))      # an epoch shows every pair once
+
+
+def test_augmented_crops_are_the_same_again(tmp_path):
+    """Fetched one by one, together, and under any key: the answers were given to these pictures alone."""
+    source = open_source(Images(data="photos", size=16, crop="shrink", flip=True))
+    pairs = write_pairs(tmp_path, source, 40, lambda x: x[..., ::8, ::8], "t", "shrink 16")
+    together, rows = pairs.fetch(range(40), 7), [pairs.fetch([i], i + 100) for i in range(40)]
+    assert torch.equal(together.x, torch.cat([r.x for r in rows]))
+    assert torch.equal(together.y, together.x[..., ::8, ::8])
+    n = len(source)
+    assert 40 > n and not torch.equal(together.x[0], together.x[n])     # the same picture, cropped anew
+
+
+def test_killed_it_goes_on_and_asks_nothing_twice(tmp_path):
+    count = 3 * CHUNK * SHARDS // 2
+    shard = max(CHUNK, count // SHARDS)
+    killed = Teacher(dies=1 + 5 * shard + 3)
+    with pytest.raises(KeyboardInterrupt):
+        write_pairs(tmp_path, Counted(), count, killed, "t", "as is")
+    kept = len(list(tmp_path.glob("latents-*"))) * shard
+    assert 4 * shard <= kept <= 5 * shard                   # no more is lost than a shard holds
+    rest, told = Teacher(), []
+    pairs = write_pairs(tmp_path, Counted(), count, rest, "t", "as is", told.append)
+    assert len(rest.asked) == 1 + count - kept              # one more, to learn how many channels it answers
+    assert f"answered {kept} of {count}" in told[0]
+    again = Teacher()
+    write_pairs(tmp_path, Counted(), count, again, "t", "as is")
+    assert len(again.asked) == 1
+    whole = pairs.fetch(range(count), 0)
+    assert torch.equal(whole.y, 2 * whole.x[..., :1, :1])
+
+
+@pytest.mark.parametrize("interrupted", [False, True])
+@pytest.mark.parametrize(("change", "word"), [
+    (dict(name="another"), "codec"), (dict(crop="shrink 2"), "crop"), (dict(count=65), "origin"),
+    (dict(source=Counted(11)), "origin"), (dict(source=Counted(10, "elsewhere")), "origin"),
+])
+def test_what_is_not_the_same_is_refused(tmp_path, change, word, interrupted):
+    how = dict(source=Counted(10), count=64, name="t", crop="as is")
+    teacher = Teacher(dies=40 if interrupted else None)
+    try:
+        write_pairs(tmp_path, how["source"], how["count"], teacher, how["name"], how["crop"])
+    except KeyboardInterrupt:
+        assert interrupted
+    new, asked = how | change, Teacher()
+    with pytest.raises(Refusal, match=f"another {word}") as told:
+        write_pairs(tmp_path, new["source"], new["count"], asked, new["name"], new["crop"])
+    assert "\n" not in str(told.value) and "write to a new folder" in str(told.value)
+    assert len(asked.asked) == 1
+
+
+def test_other_pictures_of_one_name_are_told_apart(tmp_path):
+    """The same name, count and first pictures; a later one was exchanged."""
+    x = torch.linspace(-1, 1, 64 * 12).view(64, 3, 2, 2)
+    write_pairs(tmp_path, Tensors(x, name="mine"), 64, Teacher(), "t", "as is")
+    x = x.clone()
+    x[32:] *= -1
+    with pytest.raises(Refusal, match="another origin"):
+        write_pairs(tmp_path, Tensors(x, name="mine"), 64, Teacher(), "t", "as is")
+
+
+def test_a_stream_is_refused(tmp_path):
+    class Tape(Counted):
+        def iterate(self, cursor, seed): ...
+        def decode(self, items, which, key): ...
+
+    with pytest.raises(Refusal, match="counted: a stream has no numbered crops.*use a folder or parquet"):
+        write_pairs(tmp_path / "cache", Tape(), 8, Teacher(), "t", "as is")
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_sample_lies_on_the_cpu_wherever_a_recipe_is_built():
+    source = open_source(Images(data="photos", size=16, crop="random"))
+    assert isinstance(source, ImageTable) or len(source)
+    with torch.device("meta"):
+        x = sample(source, 4, 0).x
+    assert x.device.type == "cpu" and torch.equal(x, sample(source, 4, 0).x)
+
+
+def test_a_codecs_answers_are_those_that_it_gives_itself(tmp_path):
+    source = open_source(Images(data="leaves", size=16, crop="shrink"))
+    codec = fit_klt(sample(source, 32, 0).x, 8, 4)
+    pairs = write_pairs(tmp_path, source, 20, codec.answer, fingerprint(codec), "shrink 16")
+    x, y = pairs.fetch([19, 4], 0)
+    assert isinstance(pairs, Pairs) and torch.allclose(codec.space.normalise(y), codec.encode(x), atol=1e-5)
