@@ -30,7 +30,8 @@ def run(word: str, arguments: list[str]) -> int:
     measured = settings.out / "student" / "sweep"
     if not (measured / "index.html").exists():
         sweep.run("sweep", [str(runs["student"]), "--data", "photos:test", "--sizes", SIZES, "--scales", SCALES,
-                            "--scratch", str(runs["scratch"]), "--save", *(["--quiet"] if quiet else [])])
+                            "--scratch", str(runs["scratch"]), "--linear", "photos:train", "--most-latents", "2.25",
+                            "--save", *(["--quiet"] if quiet else [])])
     page = settings.out / "index.html"
     from stillroom.train.files import write_atomically
 
@@ -40,7 +41,8 @@ def run(word: str, arguments: list[str]) -> int:
 
 
 def tour() -> list[tuple[str, str, dict[str, Any]]]:
-    """(folder, recipe, settings) of each run. Both see pictures from far away only: 3.5 to 8 pixels in one of theirs."""
+    """(folder, recipe, settings) of each run. Both see pictures from far away only: 3.5 to 8 pixels in each of theirs.
+    """
     low: dict[str, Any] = {"data": "0.6*photos:train+0.4*leaves:train", "size": 64, "crop": "shrink",
                            "shrink": (3.5, 8.0), "flip": True, "batch": 16, "stem": "unshuffle"}
     rate = Optimizer(lr=2e-3, clip=1.0, warmup=50, decay="cosine")
@@ -73,8 +75,9 @@ def the_page(out: Path, runs: Mapping[str, Path], measured: Path) -> str:
 
     found = json.loads((measured / "sweep.json").read_text(encoding="utf-8"))
     count = found["encoder_parameters"]
-    names = ("original", "teacher", "student", "student-remapped")
-    shots = [(p, n.replace("-", ", ")) for n in names for p in sorted((measured / "pictures").glob(f"first-{n}.png"))]
+    folder, scale = measured / "pictures", found["shown_scale"]
+    shots = [(folder / f"median-loss-{who.replace(' ', '-')}.png", who)
+             for who in ("original", "teacher", "student", f"student at {scale:g}")]
     files = [("student/sweep/index.html", "student/sweep", "every measurement: sizes, scales, rivals, theorems", "")]
     files += [(f"{name}/report.html", name, path_words(path), "") for name, path in runs.items()]
     return page("A tour", [
@@ -83,9 +86,9 @@ def the_page(out: Path, runs: Mapping[str, Path], measured: Path) -> str:
             "answer as it does, on squares of 64 pixels of four photographs, textures, and drawn scenes, all seen from "
             "far away. Then both were asked about photographs that neither had learned from, at several sizes, and "
             "enlarged by several scales before they were encoded.",
-            "Beside them stands a codec that learned from the same far-away squares without a teacher, and linear codes "
-            "of the same latent size and of the same latent budget: they say what of the gain is due to distillation, "
-            "and what to spending more latents.",
+            "Beside them stands a codec that learned from the same far-away squares without a teacher, and linear "
+            "codes of the same latent size and of the same latent budget: they say what of the gain is due to "
+            "distillation, and what to spending more latents.",
         ]),
         Images("The same photograph", shots, "Click to enlarge."),
         Figure("Over scales", measured / "plots" / "psnr-128.png",

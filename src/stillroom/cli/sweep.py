@@ -40,6 +40,8 @@ class Settings:
     """A codec trained without a teacher, to stand beside them."""
     recon_only: Where = ""
     """A codec whose encoder learned through the teacher's decoder from pixels alone."""
+    linear: Where = ""
+    """Pictures that the linear codes klt and klt-budget are fitted on; those that choose the scale, unless given."""
     without: str = ""
     """Contenders to leave out: teacher-bf16, teacher-int8, klt, klt-budget."""
     limit: Count | None = None
@@ -182,7 +184,7 @@ def measured(settings: Settings, codecs: "dict[str, Codec]", card: Mapping[str, 
     choosing, judging = split(name for name, side in sides.items() if side >= min(sizes))
     contenders: dict[str, Any] = dict(codecs)
     if choosing:
-        fitted = linear(album, choosing, plan, codecs["teacher"])
+        fitted = linear(*linear_data(settings, album, choosing), plan, codecs["teacher"])
         contenders |= {name: codec for name, codec in fitted.items() if name not in settings.without.split(",")}
     else:
         tell(f"fewer than {FEWEST} pictures: no scale is chosen, and no linear code is fitted")
@@ -200,6 +202,16 @@ def measured(settings: Settings, codecs: "dict[str, Codec]", card: Mapping[str, 
              "encoder_parameters": {n: sum(p.numel() for p in (*c.encoder.parameters(), *c.encoder.buffers()))
                                     for n, c in codecs.items()}}
     return about | found, compared
+
+
+def linear_data(settings: Settings, album, choosing):
+    """(pictures, names of those to fit on)"""
+    if not settings.linear:
+        return album, choosing
+    from stillroom.data.pictures import pictures
+
+    others = pictures(settings.linear)
+    return lambda: others, [name for name, _ in others]
 
 
 RANDOM_WIDTHS = (16, 32, 64, 64)

@@ -92,7 +92,7 @@ class World:
             dist.barrier()
 
     @contextmanager
-    def patience(self) -> Iterator[Callable[[], None]]:
+    def patience(self) -> Iterator[Callable[[], object]]:
         """A wait for work of hours: the usual one gives up after minutes, and on an accelerator keeps it busy."""
         if self.size == 1:
             yield lambda: None
