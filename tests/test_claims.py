@@ -151,7 +151,7 @@ def test_numbers_on_the_page():
     shown = {0.10942: "0.109", -0.000842: "-0.000842", 1.0: "1.00", 23.456: "23.5", 1234.0: "1234", 0.0: "0",
              1.23e-7: "1.23e-07", None: "not finite"}
     assert {value: docs.number(value) for value in shown} == shown
-    assert docs.mean_and_sd([1.0, 2.0, 3.0]) == "2.00 ± 1.0"
+    assert docs.mean_and_sd([1.0, 2.0, 3.0]) == "2.0 ± 1.0"
     assert docs.mean_and_sd([1.0, None]) == "not finite"
 
 
@@ -237,8 +237,8 @@ def test_a_place_that_cannot_be_written_is_refused_before_the_work(tmp_path, mon
 
 def test_another_process_gives_the_same():
     claim = dataclasses.replace(find("vsd"), arms={"truth": "reported"}, checks=())
-    ((_, (alone, _)),) = running.carried_out(claim, [("truth", 1)], True, 1)
-    ((_, (apart, _)),) = running.carried_out(claim, [("truth", 1)], True, 2)
+    ((_, (alone, _)),) = running.carried_out(claim, "", [("truth", 1)], True, 1)
+    ((_, (apart, _)),) = running.carried_out(claim, "", [("truth", 1)], True, 2)
     assert apart == alone  # to the bit
 
 

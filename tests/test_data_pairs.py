@@ -1,13 +1,21 @@
 """Pictures with a teacher's answers: each asked once, whatever is killed, and never taken for another's."""
 
+import os
+import socket
+import subprocess
+import sys
+
 import pytest
 import torch
 from PIL import Image
 
-from stillroom.codecs import fingerprint, fit_klt
+from stillroom.codecs import Codec, fingerprint, fit_klt
 from stillroom.data import Batch, Loader, Pairs, Tensors, open_source, sample, write_pairs
 from stillroom.data.pairs import CHUNK, SHARDS, crops
+from stillroom.recipes.encoder import EncoderDistillation
 from stillroom.settings import Images, Refusal
+from stillroom.train import Product, Silent, load, start
+from stillroom.train.product import save_product
 
 
 def leaves(count):
@@ -135,6 +143,21 @@ def test_a_stream_is_refused(tmp_path):
     assert not (tmp_path / "cache").exists()
 
 
+def test_what_lies_in_a_folder_is_left_alone(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(Refusal, match=r"holds other things than latents \(config.json\); write to a new folder"):
+        write_pairs(tmp_path, Counted(), 8, Teacher(), "t", "as is")
+    assert [p.name for p in tmp_path.iterdir()] == ["config.json"]
+
+
+def test_a_calibrated_scale_leaves_a_codecs_name():
+    codec = fit_klt(leaves(12), 8, 4)
+    name = fingerprint(codec)
+    assert fingerprint(Codec(codec.encoder, codec.decoder, codec.space, 1.5)) == name
+    codec.encoder.mean[0, 0, 0] += 1e-3
+    assert fingerprint(codec) != name
+
+
 def test_a_sample_lies_on_the_cpu_wherever_a_recipe_is_built(tmp_path):
     save(leaves(1)[0], tmp_path / "photos/0.png")
     source = open_source(Images(data=str(tmp_path / "photos"), size=16, crop="random"))
@@ -149,3 +172,49 @@ def test_a_codecs_answers_are_those_that_it_gives_itself(tmp_path):
     pairs = write_pairs(tmp_path, source, 20, codec.answer, fingerprint(codec), "as is")
     x, y = pairs.fetch([19, 4], 0)
     assert isinstance(pairs, Pairs) and torch.allclose(codec.space.normalise(y), codec.encode(x), atol=1e-5)
+
+
+PROCESS = """
+import sys, time
+from datetime import timedelta
+from pathlib import Path
+import torch.distributed as dist
+from stillroom.recipes import encoder
+from stillroom.train import Silent, start
+
+dist.init_process_group("gloo", timeout=timedelta(seconds=3))      # less than what is prepared takes
+rank, out, real = dist.get_rank(), Path(sys.argv[1]), encoder.answering
+def answering(codec):
+    def answer(x):
+        print(len(x), flush=True)
+        if rank == 0 and len(x) == 16:
+            time.sleep(3)
+        return real(codec)(x)
+    return answer
+encoder.answering = answering
+settings = encoder.Settings(out=out, teacher=sys.argv[2], data="leaves", size=32, steps=4, params=9000, batch=8,
+                            precision="float32", log_every=1, cache=out.parent / "cache", cache_crops=32)
+start(encoder.EncoderDistillation, settings, "encoder", watch=Silent())
+dist.destroy_process_group()
+"""
+
+
+def test_of_two_processes_one_prepares_and_both_learn_what_one_would(tmp_path):
+    klt = str(tmp_path / "klt")
+    save_product(Product("codec", {"codec": fit_klt(leaves(32), 8, 8)}), tmp_path / "klt")
+    how = EncoderDistillation.Settings(out=tmp_path / "one/run", teacher=klt, data="leaves", size=32, steps=4, batch=8,
+                                       params=9000, precision="float32", cache=tmp_path / "one/cache", cache_crops=32)
+    alone = start(EncoderDistillation, how, "encoder", watch=Silent())
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    where = {**os.environ, "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2"}
+    words = [sys.executable, "-c", PROCESS, str(tmp_path / "two/run"), klt]
+    both = [subprocess.Popen(words, env=where | {"RANK": rank}, text=True, stdout=subprocess.PIPE,
+                             stderr=subprocess.PIPE) for rank in "01"]
+    told = [process.communicate(timeout=100) for process in both]
+    assert [process.returncode for process in both] == [0, 0], told
+    asked = [sum(map(int, out.split())) for out, _ in told]
+    assert asked[0] >= 32 and asked[1] < 8
+    mine, theirs = load(alone).state_dict(), load(tmp_path / "two/run").state_dict()
+    assert all(torch.allclose(mine[k], theirs[k], atol=1e-6) for k in mine)

@@ -33,7 +33,6 @@ PAIRS = {
     "huber": match.latent_huber,
     "statistics": match.statistics_distance,
     "features": lambda a, b: match.feature_distance(features(a), features(b), 0.2),
-    "perceptual": lambda a, b: match.perceptual(features, a, b),
     "pixels": match.pixel_error,
     "blur": match.blur,
     "kl": lambda a, b: match.posterior_kl(a, 0.3 * b - 1, b, a - 1),
@@ -170,18 +169,6 @@ def test_feature_distance_is_the_mean_of_maps_and_leaves_borders_out():
         match.feature_distance(a, b, 0.5)
 
 
-def test_perceptual_compares_directions_of_features():
-    x, reference = draw(2, 2, 4, 6), draw(2, 2, 4, 6, seed=1)
-    plain = match.perceptual(features, x, reference)
-    assert torch.allclose(match.perceptual(lambda y: [9 * m for m in features(y)], x, reference), plain, rtol=1e-6)
-    opposite = match.perceptual(lambda y: [y], x, -x)
-    assert torch.allclose(opposite, torch.full_like(opposite, 4.0), rtol=1e-6)      # |u + u|^2
-    reference.requires_grad_()
-    x.requires_grad_()
-    match.perceptual(features, x, reference).sum().backward()
-    assert x.grad.abs().max() > 0 and reference.grad is None
-
-
 @pytest.mark.parametrize("k, m", [(0, 0), (1, 0), (3, 5), (15, 0), (15, 11), (8, 6)])
 def test_high_frequency_energy_has_its_gain_at_every_frequency(k, m):
     """Cosines of the DCT continue by repeating their edge, so the filter only scales them."""
@@ -217,9 +204,8 @@ def test_high_frequencies_are_measured_in_float32_under_autocast():
 @pytest.mark.parametrize("term", [
     lambda decoder, z, x: match.pixel_error(decoder(z), x),
     lambda decoder, z, x: match.blur(0.1 * decoder(z), x),
-    lambda decoder, z, x: match.perceptual(features, decoder(z), x),
     lambda decoder, z, x: match.feature_distance(decoder.features(z), decoder.features(x[:, :2, ::2, ::2])),
-], ids=["pixels", "blur", "perceptual", "features"])
+], ids=["pixels", "blur", "features"])
 def test_a_frozen_decoder_passes_the_gradient_on_and_takes_none(term):
     torch.manual_seed(0)
     decoder = Decoder(2, 8, (1, 1)).to(F64).requires_grad_(False)

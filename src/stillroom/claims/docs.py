@@ -47,11 +47,7 @@ def section(entry: Entry) -> str:
 
 
 def means(result: Mapping[str, Any]) -> str:
-    arms = list(result["arms"])
-    rows = [
-        [metric, *(mean_and_sd([result["values"][arm][str(seed)][metric] for seed in result["seeds"]]) for arm in arms)]
-        for metric in metrics_of(result)
-    ]
+    rows = [[metric, *(mean_of(result, arm, metric) for arm in result["arms"])] for metric in metrics_of(result)]
     return table(["", *(f"{arm} ({part})" if part != arm else arm for arm, part in result["arms"].items())], rows)
 
 
@@ -67,7 +63,7 @@ def margins(checks: Sequence[Mapping[str, Any]], says: bool = True) -> str:
 def raw(result: Mapping[str, Any]) -> str:
     metrics = metrics_of(result)
     rows = [
-        [arm, seed, *(number(values[metric]) for metric in metrics)]
+        [arm, seed, *(number(values[metric]) if metric in values else "–" for metric in metrics)]
         for arm, seeds in result["values"].items() for seed, values in seeds.items()
     ]
     return table(["arm", "seed", *metrics], rows)
@@ -88,7 +84,14 @@ def facts(result: Mapping[str, Any]) -> str:
 
 
 def metrics_of(result: Mapping[str, Any]) -> list[str]:
-    return list(next(iter(next(iter(result["values"].values())).values())))
+    """Of all arms: one need not have what another has."""
+    return list(dict.fromkeys(m for seeds in result["values"].values() for m in next(iter(seeds.values()))))
+
+
+def mean_of(result: Mapping[str, Any], arm: str, metric: str) -> str:
+    """With its standard deviation over seeds; a dash where the arm has no such metric."""
+    found = [values[metric] for values in result["values"][arm].values() if metric in values]
+    return mean_and_sd(found) if found else "–"
 
 
 def mean_and_sd(values: Sequence[float | None]) -> str:
@@ -97,7 +100,15 @@ def mean_and_sd(values: Sequence[float | None]) -> str:
         return "not finite"
     if len(numbers) == 1:
         return number(numbers[0])
-    return f"{number(statistics.mean(numbers))} ± {number(statistics.stdev(numbers), 2)}"
+    mean, sd = statistics.mean(numbers), statistics.stdev(numbers)
+    return f"{as_precise(mean, sd)} ± {number(sd, 2)}"
+
+
+def as_precise(mean: float, sd: float) -> str:
+    """As many decimals as its deviation shows; four significant digits where there is none."""
+    if not 1e-5 <= sd < abs(mean) < 1e5:
+        return number(mean, 4 if sd == 0 else 3)
+    return f"{mean:.{max(0, 1 - math.floor(math.log10(sd)))}f}"
 
 
 def bounds(interval: Sequence[float] | None) -> str:

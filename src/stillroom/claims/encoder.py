@@ -16,10 +16,10 @@ decoder of the teacher, learned from pixels without the teacher's latents; `klt`
 same latent size; `klt-budget`, the same at s = 1 with as many coefficients as remapping by s spends; `ceiling`, what
 enlarging and shrinking alone leave. The arm `null` is the student whose loss is multiplied by zero.
 
-How to read it: remapping by s spends s^2 times as many latents. `klt` gains as well, though it has learned nothing from
-a teacher, and `klt-budget` says what that budget buys without any remapping. So a gain does not show that a manifold
-was inherited. What only a distilled encoder has is the latents themselves: nMSE, and the deviation that follows the
-teacher's over s.
+How to read it: remapping by s spends s^2 times as many latents. `klt` and `scratch` gain as well, though they learned
+nothing from a teacher, and `klt-budget` says what that budget buys without any remapping. So a gain does not show that
+a manifold was inherited. Nor do latents near the teacher's show that they were distilled: `recon-only` never saw one,
+and comes nearly as close, because the frozen decoder leaves an encoder little else to answer.
 
 Not claimed: a sweet spot (error falls to the edge of the sweep here), LPIPS or FID, teachers with attention or an
 adversarial term, or that scratch does not gain.

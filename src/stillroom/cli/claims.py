@@ -106,14 +106,10 @@ def place(name: str, out: str | None, count: int) -> Path:
 
 def summary(result: dict[str, Any]) -> str:
     """The result on a terminal: arms by metrics, then the checks."""
-    from stillroom.claims.docs import bounds, mean_and_sd, metrics_of
+    from stillroom.claims.docs import bounds, mean_of, metrics_of
 
     arms = list(result["arms"])
-    seeds = result["values"]
-    rows = [["", *arms]] + [
-        [metric, *(mean_and_sd([m[metric] for m in seeds[arm].values()]) for arm in arms)]
-        for metric in metrics_of(result)
-    ]
+    rows = [["", *arms]] + [[metric, *(mean_of(result, arm, metric) for arm in arms)] for metric in metrics_of(result)]
     checks = [[r["arm"], r["check"], f"margin in {bounds(r['interval'])}", r["verdict"]]
               for r in [*result["checks"], *result["null"]]]
     why = f" ({result['reason']})" if result["reason"] else ""

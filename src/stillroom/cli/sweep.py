@@ -221,13 +221,13 @@ def views(settings: Settings, device) -> "tuple[dict[str, Metric], dict[str, int
     """Networks that look at pictures: distances, the pixels a side that each needs, and the features of a Fréchet
     distance."""
     from stillroom.codecs.sweep import Laws
-    from stillroom.measure.perceptual import BACKBONES, RandomFeatures, feature_distance_of, pooled
+    from stillroom.measure.perceptual import BACKBONES, RandomFeatures, feature_distance_of, lpips_in, pooled
 
     random = RandomFeatures(widths=RANDOM_WIDTHS).to(device)
     distances: dict[str, Metric] = {"random_lpips": by_one(feature_distance_of(random), device)}
     if settings.lpips:
         distances = {f"lpips_{net}": by_one(lpips.to(device), device)
-                     for net, lpips in lpips_of(Path(settings.lpips)).items()}
+                     for net, lpips in lpips_in(Path(settings.lpips)).items()}
     smallest = {f"lpips_{net}": backbone.smallest for net, backbone in BACKBONES.items()}
     if not settings.inception:
         return distances, smallest, Laws("rf_fid", by_one(pooled(random), device))
@@ -246,21 +246,6 @@ def by_one(function, device):
         return torch.cat([function(*part) for part in zip(*parts, strict=True)])
 
     return one_by_one
-
-
-def lpips_of(folder: Path) -> dict[str, Any]:
-    """Every net of which the folder has both files, under their public names."""
-    from stillroom.measure.perceptual import Lpips
-
-    found = {}
-    for net, stem in (("alex", "alexnet-"), ("vgg", "vgg16-"), ("squeeze", "squeezenet1_1-")):
-        backbones = sorted(p for p in folder.glob(f"{stem}*") if p.suffix in (".pth", ".safetensors"))
-        heads = sorted(p for p in folder.glob(f"**/{net}.*") if p.suffix in (".pth", ".safetensors"))
-        if backbones and heads:
-            found[net] = Lpips.from_files(net, backbones[0], heads[0])
-    if not found:
-        raise Refusal(f"--lpips {folder}: holds no pair of public files, such as alexnet-owt-7be5be79.pth and alex.pth")
-    return found
 
 
 # ---- what is left behind ----

@@ -95,6 +95,9 @@ def write_latents(
     card = {**dataclasses.asdict(encoding), "classes": list(classes) if classes is not None else None,
             "origin": origin, "per_shard": per_shard}
     card = json.loads(json.dumps(card))
+    held = sorted(p.name for p in folder.iterdir() if not p.name.startswith("."))
+    if held and not any(name.startswith("latents") for name in held):
+        raise Refusal(f"{folder}: holds other things than latents ({', '.join(held[:3])}); write to a new folder")
     if (folder / INDEX).exists():
         _same(folder / INDEX, {k: _read_index(folder).get(k) for k in card}, card)
         return folder
@@ -174,10 +177,12 @@ def _finished(folder: Path, card: dict) -> list[dict]:
 
 
 def _same(path: Path, found: dict, wanted: dict) -> None:
-    for name in wanted:
-        if found.get(name) != wanted[name]:
-            raise Refusal(f"{path}: holds latents of another {name}: {found.get(name)!r}, not {wanted[name]!r}; "
-                          "write to a new folder")
+    for name, value in wanted.items():
+        if (other := found.get(name)) != value:
+            how = f"{other!r}, not {value!r}"
+            if isinstance(other, dict) and isinstance(value, dict):         # its numbers would fill a page
+                how = "other " + ", ".join(k for k in value if other.get(k) != value[k])
+            raise Refusal(f"{path}: holds latents of another {name}: {how}; write to a new folder")
 
 
 def _read_index(folder: Path) -> dict:

@@ -6,7 +6,7 @@ terms keep their size when pictures grow, unless a sum is named. Decoders and fe
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +14,6 @@ from torch import Tensor
 
 from stillroom.paths import at_least_float32
 
-Features = Callable[[Tensor], Sequence[Tensor]]
 LOGVAR = 40.0       # exp of it, squared, still fits float32; codecs answer within [-30, 20]
 ROUNDING = 1e-6     # less than the high-frequency energy of rounding to 8 bits, 5e-6
 FLAT = 1e-6         # keeps a root's gradient finite where a map is constant
@@ -83,16 +82,6 @@ def feature_distance(maps: Sequence[Tensor], targets: Sequence[Tensor], border: 
     return torch.stack(distances).mean(0)
 
 
-def perceptual(features: Features, x: Tensor, reference: Tensor) -> Tensor:
-    """Mean over the maps of |u(x) - u(reference)|^2 / positions, u the features of unit length over channels: LPIPS
-    without its learned weights. The reference is a target: nothing flows into it."""
-    with torch.no_grad():
-        targets = features(reference)
-    distances = [per_picture(difference(unit(a), unit(b)).square().sum(1))
-                 for a, b in zip(features(x), targets, strict=True)]
-    return torch.stack(distances).mean(0)
-
-
 def pixel_error(x: Tensor, reference: Tensor, l1: float = 1.0, mse: float = 1.0) -> Tensor:
     """l1 |x - reference| + mse (x - reference)^2."""
     e = difference(x, reference)
@@ -126,11 +115,6 @@ def difference(a: Tensor, b: Tensor, scale: Tensor | None = None) -> Tensor:
 
 def bounded(logvar: Tensor) -> Tensor:
     return at_least_float32(logvar).clamp(-LOGVAR, LOGVAR)
-
-
-def unit(x: Tensor) -> Tensor:
-    x = at_least_float32(x)
-    return x * (x.square().sum(1, keepdim=True) + 1e-10).rsqrt()
 
 
 def per_picture(x: Tensor) -> Tensor:

@@ -180,3 +180,16 @@ class Lpips(nn.Module):
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         differences = _differences(self.backbone, x, y)
         return _sum_over_layers(head(d) for d, head in zip(differences, self.heads.values(), strict=True))
+
+
+def lpips_in(folder: Path) -> dict[str, Lpips]:
+    """Every net of which the folder has both files, under their public names."""
+    found = {}
+    for net, stem in (("alex", "alexnet-"), ("vgg", "vgg16-"), ("squeeze", "squeezenet1_1-")):
+        backbones = sorted(p for p in folder.glob(f"{stem}*") if p.suffix in (".pth", ".safetensors"))
+        heads = sorted(p for p in folder.glob(f"**/{net}.*") if p.suffix in (".pth", ".safetensors"))
+        if backbones and heads:
+            found[net] = Lpips.from_files(net, backbones[0], heads[0])
+    if not found:
+        raise Refusal(f"lpips {folder}: holds no pair of public files, such as alexnet-owt-7be5be79.pth and alex.pth")
+    return found

@@ -6,39 +6,56 @@ Equation (Kingma & Welling 2014, with pixel errors as in latent diffusion): q(z 
 
     min  |D(z) - x|_1 + 2 |D(z) - x|^2 + beta KL(q(z | x) || N(0, 1)),    z ~ q(z | x)
 
+and, where asked for, a distance of feature maps (LPIPS).
+
 The product is the moving average of both halves. Its diffusion side has channels of mean 0 and deviation 1: the
 normaliser is measured on the training data.
 
 Paper: Auto-Encoding Variational Bayes, arXiv 1312.6114.
 
 Expect: better than the linear code of the same size (a block KLT) after some minutes; soft on fine texture, because no
-term here rewards texture that merely looks right.
+term here, unless `perceptual` is given, rewards texture that merely looks right.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal, cast
 
 import torch
+from torch import Tensor
 
 from stillroom.codecs import Codec, require_signed
 from stillroom.data import LatentSpace, sample
 from stillroom.match.latents import unit_kl
+from stillroom.measure.perceptual import RandomFeatures, feature_distance_of, lpips_in
 from stillroom.nets.coding import Decoder, Encoder, sized
-from stillroom.settings import Count, Decay, Images, NotNegative, Optimizer, Positive, Refusal, Run
+from stillroom.settings import Count, Decay, Images, NotNegative, Optimizer, Positive, Refusal, Run, Where
 from stillroom.train import Average, Product, Recipe, Role, Stage
+from stillroom.train.world import pick_device
 
 FACTORS = {4: (1, 3, 3), 8: (1, 3, 3, 3), 16: (1, 3, 3, 3, 3)}
 """Residual blocks per level of an encoder, by how many pixels a latent spans."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings(Images, Run):
+class Squares(Images, Run):
+    """What codecs and their students learn from: squares, and from how far away pictures are taken."""
+
     size: int = 64
     crop: Literal["centre", "random", "shrink"] = "shrink"
     shrink: tuple[Positive, Positive] = (1.0, 8.0)
-    steps: int = 4000
+    steps: int = 5000
     batch: int = 16
+    lpips: Where = ""
+    """Folder with the public weight files of LPIPS, for perceptual terms; random features stand in, unless given."""
+    average: Decay = 0.999
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(Squares):
+    steps: int = 4000
     channels: Count = 16
     factor: Literal[4, 8, 16] = 8
     """Pixels a side that one latent spans."""
@@ -51,8 +68,19 @@ class Settings(Images, Run):
     mse: NotNegative = 2.0
     kl: NotNegative = 1e-6
     """Weight of the divergence, summed over a picture's latents and divided by its pixels."""
-    average: Decay = 0.999
+    perceptual: NotNegative = 0.0
+    """Distance of feature maps, with `lpips` or random features."""
     model: Optimizer = field(default_factory=lambda: Optimizer(lr=1e-3, clip=1.0, warmup=100, decay="cosine"))
+
+
+def perceptual_of(settings: Squares) -> tuple[str, Callable[[Tensor, Tensor], Tensor]]:
+    """A distance of two pictures' feature maps [B], and its name: a stand-in is not called LPIPS."""
+    device = pick_device(settings.device)
+    if not settings.lpips:
+        return "random_lpips", feature_distance_of(RandomFeatures().to(device))
+    found = lpips_in(Path(settings.lpips))
+    net = "vgg" if "vgg" in found else next(iter(found))
+    return f"lpips_{net}", found[net].to(device)
 
 
 def new_codec(settings: Settings) -> Codec:
@@ -66,7 +94,10 @@ def new_codec(settings: Settings) -> Codec:
 
 def require_whole_latents(data, factor: int) -> None:
     """Padding is for pictures in use: what is learned from is cut to fit."""
-    if len(data.shape) == 3 and any(n % factor for n in data.shape[-2:]):
+    if len(data.shape) != 3 or data.shape[0] not in (1, 3):
+        raise Refusal(f"{data.name}: holds items of shape {list(data.shape)}, and codecs learn from pictures of 3 "
+                      "channels, or 1; give pictures")
+    if any(n % factor for n in data.shape[-2:]):
         raise Refusal(f"{data.name}: pictures of {data.shape[-1]} x {data.shape[-2]} pixels, no multiple of {factor}, "
                       "which a latent spans; choose another size")
 
@@ -90,6 +121,7 @@ class FromScratch(Recipe):
         require_whole_latents(data, settings.factor)
         self.settings, self.data = settings, data
         self.codec = new_codec(settings)
+        self.perceptual = perceptual_of(settings) if settings.perceptual else None
         self.mean = Average(self.codec, settings.average)
 
     def check(self, batch):
@@ -104,12 +136,17 @@ class FromScratch(Recipe):
     def losses(self, batch, turn):
         x, s = batch["data"].x, self.settings
         mean, logvar = (part.float() for part in self.codec.posterior(x) if part is not None)
-        error = self.codec.decode(mean + (logvar / 2).exp() * turn.randn(mean)).float() - x
-        return {"model": {
+        drawn = self.codec.decode(mean + (logvar / 2).exp() * turn.randn(mean)).float()
+        error = drawn - x
+        terms = {
             "l1": s.l1 * error.abs().flatten(1).mean(1),
             "mse": s.mse * error.square().flatten(1).mean(1),
             "kl": s.kl * unit_kl(mean, logvar) / x[0].numel(),
-        }}
+        }
+        if self.perceptual is not None:
+            name, distance = self.perceptual
+            terms[name] = s.perceptual * distance(drawn, x.expand(-1, 3, -1, -1))
+        return {"model": terms}
 
     def preview(self):
         x = self.sample(16)

@@ -23,8 +23,8 @@ from stillroom.codecs import Codec, fingerprint, require_signed, require_usable
 from stillroom.data import sample
 from stillroom.match import latents as match
 from stillroom.nets.coding import Decoder, sized
-from stillroom.recipes.codec import FACTORS, require_whole_latents
-from stillroom.settings import Count, Decay, Images, NotNegative, Optimizer, Positive, Refusal, Run, Where
+from stillroom.recipes.codec import FACTORS, Squares, perceptual_of, require_whole_latents
+from stillroom.settings import Count, NotNegative, Optimizer, Refusal, Where
 from stillroom.train import Average, Product, Recipe, Role, Stage
 from stillroom.train.teacher import open_codec
 from stillroom.train.world import pick_device
@@ -40,23 +40,19 @@ class Weights:
     """L1 + MSE to the teacher's reconstruction."""
     blur: NotNegative = 0.0
     """High-frequency energy that the reconstruction lacks against the picture."""
+    perceptual: NotNegative = 0.0
+    """Feature maps of the picture and of its reconstruction, with `lpips` or random features."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings(Images, Run):
+class Settings(Squares):
     teacher: Where
     """`bundled`, a diffusers folder or hub id, a pair of TAESD weight files, or one of our codec runs."""
-    size: int = 64
-    crop: Literal["centre", "random", "shrink"] = "shrink"
-    shrink: tuple[Positive, Positive] = (1.0, 8.0)
-    steps: int = 5000
-    batch: int = 16
     params: Count = 1_200_000
     """Parameters of the student, about: its width is chosen for it."""
     stem: Literal["conv", "unshuffle"] = "conv"
     """conv is TAESD's form, which other programs read; unshuffle unfolds 4x4 pixels out of channels last, faster."""
     weights: Weights = field(default_factory=Weights)
-    average: Decay = 0.999
     student: Optimizer = field(default_factory=lambda: Optimizer(lr=1e-3, clip=1.0, warmup=100, decay="cosine"))
 
 
@@ -73,7 +69,7 @@ class DecoderDistillation(Recipe):
                           f"{', '.join(map(str, FACTORS))}")
         require_whole_latents(data, space.factor)
         w = settings.weights
-        if not (w.picture or w.teacher or w.blur):
+        if not (w.picture or w.teacher or w.blur or w.perceptual):
             raise Refusal("weights: all are 0, so there is nothing to learn; set one above 0")
         blocks = FACTORS[space.factor][::-1]
         unit_range = settings.stem == "conv" and space.image_range == (-1, 1)    # a TAESD teacher's is [0, 1] already
@@ -81,6 +77,7 @@ class DecoderDistillation(Recipe):
                                                            shift=space.shift, scale=space.scale, unit_range=unit_range))
         self.codec = Codec(self.teacher.encoder, student, space)
         self.mean = Average(student, settings.average)
+        self.perceptual, self.distance = perceptual_of(settings) if settings.weights.perceptual else ("", None)
 
     def check(self, batch):
         require_signed(batch["data"].x, self.data.name)
@@ -103,6 +100,8 @@ class DecoderDistillation(Recipe):
             "teacher": (w.teacher, lambda: match.pixel_error(mine, drawn)),
             "blur": (w.blur, lambda: match.blur(mine, x)),
         }
+        if self.distance is not None:
+            terms[self.perceptual] = w.perceptual, lambda distance=self.distance: distance(mine, x)
         return {"student": {name: weight * term() for name, (weight, term) in terms.items() if weight}}
 
     def finished(self) -> Codec:

@@ -28,8 +28,8 @@ from stillroom.codecs import Codec, fingerprint, require_signed, require_usable
 from stillroom.data import Batch, Pairs, sample, write_pairs
 from stillroom.match import latents as match
 from stillroom.nets.coding import Encoder, sized
-from stillroom.recipes.codec import FACTORS, require_whole_latents
-from stillroom.settings import Count, Decay, Images, NotNegative, Optimizer, Positive, Refusal, Run, Where
+from stillroom.recipes.codec import FACTORS, Squares, perceptual_of, require_whole_latents
+from stillroom.settings import Count, NotNegative, Optimizer, Refusal, Where
 from stillroom.train import Average, Product, Recipe, Role, Stage
 from stillroom.train.teacher import open_codec
 from stillroom.train.world import pick_device
@@ -56,17 +56,14 @@ class Weights:
     """L1 + MSE between the picture and its reconstruction by the teacher's decoder."""
     blur: NotNegative = 0.0
     """High-frequency energy that the reconstruction lacks against the teacher's."""
+    perceptual: NotNegative = 0.0
+    """Feature maps of the picture and of its reconstruction, with `lpips` or random features."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings(Images, Run):
+class Settings(Squares):
     teacher: Where
     """`bundled`, a diffusers folder or hub id, a TAESD weight file, or one of our codec runs."""
-    size: int = 64
-    crop: Literal["centre", "random", "shrink"] = "shrink"
-    shrink: tuple[Positive, Positive] = (1.0, 8.0)
-    steps: int = 5000
-    batch: int = 16
     params: Count = 2_000_000
     """Parameters of the student, about: its width is chosen for it."""
     stem: Literal["conv", "unshuffle"] = "unshuffle"
@@ -85,7 +82,6 @@ class Settings(Images, Run):
     fills no cache, and tells the cost without it."""
     cache_crops: Count = 8192
     weights: Weights = field(default_factory=Weights)
-    average: Decay = 0.999
     student: Optimizer = field(default_factory=lambda: Optimizer(lr=1e-3, clip=1.0, warmup=100, decay="cosine"))
 
 
@@ -109,7 +105,7 @@ def new_student(settings: Settings, teacher: Codec, answers: Tensor) -> Encoder:
 
 def statistics(z: Tensor) -> tuple[Tensor, Tensor]:
     """[C] mean and deviation of every channel of [B, C, h, w]; a dead channel is not measured by its rounding."""
-    flat = z.float().transpose(0, 1).flatten(1)
+    flat = z.float().transpose(0, 1).flatten(1).contiguous()     # or the order of the sum is the memory's
     std = flat.std(1)
     return flat.mean(1), std.clamp(min=1e-3 * float(std.mean()))
 
@@ -127,12 +123,15 @@ class EncoderDistillation(Recipe):
         refuse_what_cannot_be(settings, teacher, data, first.x)
         # A teacher whose answers are kept need not be: of a large one, that is most of the memory.
         self.teacher = None if isinstance(data, Pairs) else teacher
-        answers = self.answers(first).to(teacher.device)
+        # Asked in parts, because a finishing phase may see large pictures.
+        answers = self.answers(first).to(teacher.device) if self.teacher is None else torch.cat(
+            [answering(teacher)(part) for part in first.x.split(8)])
         self.std = statistics(teacher.normalise(answers).mean)[1].view(-1, 1, 1)
         made = begun if settings.begin else new_student
         student = made(settings, teacher, answers)
         self.codec = Codec(student, teacher.decoder, teacher.space)
         self.mean = Average(student, settings.average)
+        self.perceptual, self.distance = perceptual_of(settings) if settings.weights.perceptual else ("", None)
 
     @classmethod
     def prepare(cls, settings, sources, note):
@@ -179,6 +178,8 @@ class EncoderDistillation(Recipe):
             "pixels": (w.pixels, lambda: match.pixel_error(drawn(), x)),
             "blur": (w.blur, lambda: match.blur(drawn(), self.decoded(t.mean))),
         }
+        if self.distance is not None:
+            terms[self.perceptual] = w.perceptual, lambda distance=self.distance: distance(drawn(), x)
         if s.logvar is not None and t.logvar is not None:
             terms |= {
                 "logvar": (w.logvar, lambda: match.latent_mse(s.logvar, t.logvar)),
@@ -239,7 +240,7 @@ def refuse_what_cannot_be(settings: Settings, teacher: Codec, data, x: Tensor) -
         raise Refusal("moments: no term teaches the variance; set weights.logvar, kl or wasserstein above 0")
     if not settings.moments and (w.kl or w.wasserstein):
         raise Refusal("weights.kl and weights.wasserstein compare posteriors: add --moments")
-    if not any((w.mse, w.l1, w.huber, w.kl, w.wasserstein, w.statistics, w.features, w.pixels, w.blur)):
+    if not any((w.mse, w.l1, w.huber, w.kl, w.wasserstein, w.statistics, w.features, w.pixels, w.blur, w.perceptual)):
         raise Refusal("weights: no term teaches the mean; set one above 0, weights.mse first")
     if w.features and not hasattr(teacher.decoder, "features"):
         raise Refusal(f"{name}: its {type(teacher.decoder).__name__} has no features to match; set weights.features "

@@ -119,8 +119,8 @@ def in_words(found: Found) -> list[str]:
             text += (f", and {signed_db(gains['klt-budget'])} from as many latents at native size, without any."
                      if "klt-budget" in gains else "; as many latents at native size are as many as the picture has.")
         told.append(text)
-    told.append("A gain from remapping is, first of all, the gain of a larger budget of latents: it does not show that "
-                "anything was inherited. What only a distilled encoder has are the teacher's latents: see nMSE below.")
+    told.append("A gain from remapping is, first of all, the gain of a larger budget of latents: it does not show "
+                "that anything was inherited. How near latents come to the teacher's is another question: see nMSE.")
     skipped = [f"{e['skipped']} at {e['size']} px" for e in found["sizes"] if e["skipped"]]
     told += [f"Pictures smaller than a size were left out of it: {', '.join(skipped)}."] if skipped else []
     empty = [str(e["size"]) for e in found["sizes"] if not e["names"]]
