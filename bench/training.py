@@ -21,7 +21,6 @@ import torch
 
 from compare import HERE, machine
 from stillroom.codecs import Codec
-from stillroom.codecs.sweep import agreement
 from stillroom.data import pictures
 from stillroom.measure import high_frequency_ratio, psnr
 from stillroom.recipes.encoder import EncoderDistillation, Settings, Weights
@@ -86,7 +85,7 @@ def judged(codec: Codec, teacher: Codec, folder: Path) -> dict[str, float]:
             values = {
                 "PSNR, dB": float(psnr(again, x)[0]),
                 "teacher's PSNR, dB": float(psnr(reference, x)[0]),
-                "nMSE": agreement(mine, theirs)["nmse"][0],
+                "nMSE": float(((mine - theirs).square() / theirs.var((0, 2, 3)).view(-1, 1, 1)).mean()),
                 "deviation / teacher's": float((mine.std((0, 2, 3)) / theirs.std((0, 2, 3))).mean()),
                 "high frequencies": float(high_frequency_ratio(again, x)[0]),
                 "teacher's high frequencies": float(high_frequency_ratio(reference, x)[0]),
