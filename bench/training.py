@@ -28,7 +28,7 @@ from stillroom.settings import from_mapping
 from stillroom.train import Silent, load, start
 from stillroom.train.teacher import open_codec
 
-STEPS, BATCH, SEED = 3000, 16, 1
+STEPS, BATCH, SEED = 2000, 16, 1
 RESULTS, PAGE = HERE / "training", HERE / "TRAINING.md"
 COMMON = {"teacher": "bundled", "crop": "shrink", "shrink": [1.0, 5.0], "size": 64, "steps": STEPS, "batch": BATCH,
           "seed": SEED, "params": 300_000, "precision": "bfloat16", "flip": True}
