@@ -107,7 +107,7 @@ def race(settings: Settings, x: Tensor) -> tuple[dict[str, list[float]], list[fl
     """Seconds per step of each contender and round, without the first; seconds of checkpoints; our trainer."""
     with open_world("cpu") as world:
         folder = RunFolder(settings.out, settings.keep)
-        ours = prepared(FlowMatching, settings, {"data": x}, folder, Silent(), world)
+        ours = prepared(FlowMatching, settings, {"data": Tensors(x)}, folder, Silent(), world)
         with contextlib.closing(folder), ours as trainer:
             net, accelerator = trainer.recipe.model.net, Accelerator(cpu=True)  # pyright: ignore
             watch = Guests({

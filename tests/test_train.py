@@ -9,7 +9,7 @@ from torch import nn
 
 from plain_loop import plain
 from stillroom.settings import Optimizer, Refusal, Run
-from stillroom.train import Average, Product, Recipe, Role, Silent, Stage, load, resume, start
+from stillroom.train import Average, Product, Recipe, Role, Silent, Stage, fit, load, resume, start
 from stillroom.train.checkpoint import Shelf
 from stillroom.train.folder import read_rows
 from stillroom.train.learner import rate
@@ -408,3 +408,31 @@ def test_a_product_on_a_base_leaves_only_what_is_its_own(tmp_path):
     (tmp_path / "base/product.json").unlink()
     with pytest.raises(Refusal, match="the base of this product is gone"):
         load(tmp_path / "lora")
+
+
+@pytest.mark.parametrize("stray", [False, True])
+def test_what_no_role_trains_gets_no_gradient_even_where_one_role_is_alone(tmp_path, stray):
+    """With nothing else to reach, the whole graph is gone back through; else the inputs are named."""
+    class Two(Recipe):
+        inputs = ("data",)
+
+        def __init__(self, settings, data):
+            self.net, self.other = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2).requires_grad_(stray)
+
+        def roles(self):
+            return {"net": Role(self.net, Optimizer(lr=0.1, name="sgd"))}
+
+        def stages(self):
+            return [Stage("train", 3)]
+
+        def losses(self, batch, turn):
+            return {"net": {"error": self.other(self.net(batch["data"].x)).square().mean(1)}}
+
+        def after(self, batch, turn):
+            assert self.other.weight.grad is None
+
+        def product(self):
+            return Product("weights", self.net.state_dict())
+
+    settings = Run(out=tmp_path / "run", steps=3, batch=4, precision="float32")
+    fit(Two, settings, Silent(), data=torch.randn(16, 2))
