@@ -411,8 +411,8 @@ def test_a_product_on_a_base_leaves_only_what_is_its_own(tmp_path):
 
 
 @pytest.mark.parametrize("stray", [False, True])
-def test_what_no_role_trains_gets_no_gradient_even_where_one_role_is_alone(tmp_path, stray):
-    """With nothing else to reach, the whole graph is gone back through; else the inputs are named."""
+def test_what_no_role_trains_gets_no_gradient(tmp_path, stray):
+    """Frozen or not: a recipe may hold a net that it forgot to freeze."""
     class Two(Recipe):
         inputs = ("data",)
 

@@ -22,8 +22,8 @@ from stillroom.train.folder import RunFolder
 from stillroom.train.learner import Learner, freeze_rest
 from stillroom.train.pictures import save_previews
 from stillroom.train.product import save_product
-from stillroom.train.reach import Reach, leaves
-from stillroom.train.recipe import Recipe, Terms, mean_backward
+from stillroom.train.reach import Reach
+from stillroom.train.recipe import Recipe, Terms
 from stillroom.train.schedule import Schedule
 from stillroom.train.shard import shard
 from stillroom.train.turn import Noise, Turn
@@ -74,7 +74,6 @@ class Trainer:
         self.window: dict[str, list[float]] = {}  # sum and count of every term since the last row
         self.since_checkpoint: dict[str, list[float]] = {}  # the same, for the stage's best metric
         self.reach = Reach()
-        self.alone: dict[str, bool] = {}  # by stage
         self.pending: list[tuple[int, list[str], Tensor]] = []
 
     # ---- one step ----
@@ -100,17 +99,8 @@ class Trainer:
             turn.keeps_graph = i < len(losses) - 1
             if self.settings.shard:
                 self.backward_alone(learner, terms, turn)
-            elif learner.role.backward is mean_backward and self.is_alone(learner, terms, turn):
-                mean_backward(terms, None, turn)  # naming the inputs makes autograd walk the graph first: 2 % of 30 ms
             else:
                 learner.role.backward(terms, parameters, turn)
-
-    def is_alone(self, learner: Learner, terms: Terms, turn: Turn) -> bool:
-        """Can this loss reach nothing but the one role's parameters? Looked at once in each stage."""
-        if turn.stage not in self.alone:
-            mine = {id(p) for p in learner.parameters.values()}
-            self.alone[turn.stage] = len(self.roles) == 1 and all(id(x) in mine for x in leaves(terms))
-        return self.alone[turn.stage]
 
     def backward_alone(self, learner: Learner, terms: Terms, turn: Turn) -> None:
         """FSDP2 hangs gradients on gathered copies, which `inputs` cannot name: what leaks to other roles is undone."""

@@ -51,17 +51,3 @@ class Reach:
             if turns >= 100 and key not in self.reached and key not in self.told:
                 self.told.add(key)
                 yield f"step {step}: term {key} has had a gradient of exactly zero for {turns} turns"
-
-
-def leaves(terms: Terms) -> Iterator[torch.Tensor]:
-    """Every tensor that the terms' gradients would be added to."""
-    waiting = [value.grad_fn for value in terms.values()]
-    seen = set(waiting)
-    while waiting:
-        node = waiting.pop()
-        if hasattr(node, "variable"):
-            yield node.variable  # pyright: ignore[reportAttributeAccessIssue, reportOptionalMemberAccess]
-        for before, _ in getattr(node, "next_functions", ()):
-            if before is not None and before not in seen:
-                seen.add(before)
-                waiting.append(before)
