@@ -108,7 +108,7 @@ _EDGES = tuple(SHAPES.values())
 def shapes(index: int, size: int, window: Window = WHOLE) -> Tensor:
     """uint8 [3, size, size]: one shape of class index % 8 on a shaded ground."""
     u = np.random.default_rng((1, index)).random(16).tolist()
-    x, y = (g * np.float32(window.side) + np.float32(edge) for g, edge in zip(_grid(size), window, strict=False))
+    x, y = (g * np.float32(window.side) + np.float32(edge) for g, edge in zip(_grid(size), window[:2], strict=True))
     radius = 0.2 + 0.16 * u[0]
     margin = radius + 0.02
     cx, cy = margin + (1 - 2 * margin) * u[1], margin + (1 - 2 * margin) * u[2]

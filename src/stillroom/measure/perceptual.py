@@ -59,7 +59,7 @@ class RandomFeatures(nn.Module):
     def __init__(self, seed: int = 0, widths: tuple[int, ...] = (32, 64, 128, 128)):
         super().__init__()
         draws = torch.Generator().manual_seed(seed)
-        pairs = zip((3, *widths), widths, strict=False)
+        pairs = zip((3, *widths[:-1]), widths, strict=True)
         self.layers = nn.ModuleList([nn.utils.skip_init(nn.Conv2d, before, width, 3) for before, width in pairs])
         for p in self.parameters():     # He: energy is kept
             nn.init.normal_(p, std=0.3 if p.ndim == 1 else (2 / p[0].numel()) ** 0.5, generator=draws)
