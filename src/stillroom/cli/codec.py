@@ -1,6 +1,7 @@
 """`stillroom encode | decode | reconstruct FILES...`: pictures one by one. For data sets there is `stillroom cache`."""
 
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from stillroom.cli.flags import parse
@@ -95,14 +96,22 @@ def form_of(codec, scale: float | None, tile: int, height: int, width: int):
 def encode(codec, source: Path, target: Path, settings: Settings) -> None:
     import torch
 
-    from stillroom.codecs.files import write_encoded
+    from stillroom.codecs.files import Encoded, write_encoded
 
     x = picture_of(source, codec)
     form = form_of(codec, settings.scale, settings.tile, *x.shape[-2:])
     with torch.inference_mode():
         z = form.encode(x)[0].cpu()
-    write_encoded(target, z, codec, (x.shape[-2], x.shape[-1]), form.scale)
+    write_encoded(target, Encoded(z, codec.space, (x.shape[-2], x.shape[-1]), form.scale), hash_of(codec))
     print(f"{target}  {' x '.join(map(str, z.shape))}")
+
+
+@cache
+def hash_of(codec) -> str:
+    """Taken over all its weights: once for all files."""
+    from stillroom.codecs import fingerprint
+
+    return fingerprint(codec)
 
 
 def decode(codec, source: Path, target: Path, settings: Settings) -> None:

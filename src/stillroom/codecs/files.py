@@ -9,7 +9,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from stillroom.codecs.codec import Codec, fingerprint
+from stillroom.codecs.codec import Codec
 from stillroom.data import LatentSpace
 from stillroom.settings import Refusal
 
@@ -21,9 +21,11 @@ class Encoded(NamedTuple):
     scale: float                        # at which it was remapped
 
 
-def write_encoded(path: Path, z: Tensor, codec: Codec, size: tuple[int, int], scale: float) -> None:
-    metadata = {"space": json.dumps(dataclasses.asdict(codec.space)), "codec": fingerprint(codec),
-                "size": json.dumps(size), "scale": repr(scale)}
+def write_encoded(path: Path, encoded: Encoded, codec: str) -> None:
+    """`codec` is the hash of the one that made them."""
+    z, space, size, scale = encoded
+    metadata = {"space": json.dumps(dataclasses.asdict(space)), "codec": codec, "size": json.dumps(size),
+                "scale": repr(scale)}
     new = path.with_name(f".{path.name}.new")
     save_file({"z": z.contiguous()}, new, metadata=metadata)
     new.replace(path)
