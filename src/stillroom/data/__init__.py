@@ -3,7 +3,7 @@
 from stillroom.data.batch import Batch, Item, Source, Stream
 from stillroom.data.builtin import CREDITS, Photos, digits
 from stillroom.data.images import ImageTable, Unreadable, decode, signed_picture, square
-from stillroom.data.latents import Encoding, Latents, LatentSpace, write_latents
+from stillroom.data.latents import Encoding, Latents, LatentSpace, encoding_card, write_latents
 from stillroom.data.loader import Loader
 from stillroom.data.mixed import Mixed
 from stillroom.data.open import BUILTIN, open_source
@@ -17,6 +17,6 @@ from stillroom.data.tensors import Tensors
 __all__ = [
     "BUILTIN", "CREDITS", "SHAPES", "Batch", "Encoding", "ImageTable", "Item", "LatentSpace", "Latents", "Loader",
     "Mixed", "Pairs", "Photos", "Pictures", "Scenes", "Source", "Stream", "TarStream", "Tensors", "Unreadable",
-    "decode", "digits", "indices", "leaves", "open_source", "pictures", "sample", "shapes", "signed_picture",
-    "square", "uniforms", "write_latents", "write_pairs",
+    "decode", "digits", "encoding_card", "indices", "leaves", "open_source", "pictures", "sample", "shapes",
+    "signed_picture", "square", "uniforms", "write_latents", "write_pairs",
 ]

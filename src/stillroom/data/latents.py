@@ -77,6 +77,12 @@ class Encoding:
         return "; ".join(f"{name} {a!r} is not {b!r}" for name, a, b in pairs if a != b)
 
 
+def encoding_card(source: object) -> dict[str, dict]:
+    """What the card of a product says of the latents that it was made on; nothing, where it was made on pictures."""
+    encoding = getattr(source, "encoding", None)
+    return {} if encoding is None else {"encoding": json.loads(json.dumps(dataclasses.asdict(encoding)))}
+
+
 def write_latents(
     folder: Path,
     batches: Callable[[int], Iterable[Batch]] | Iterable[Batch],

@@ -5,11 +5,12 @@ from stillroom.flows.denoiser import Denoiser, Denoises, Guided, Split, guided
 from stillroom.flows.flow import Flow, noise_of
 from stillroom.flows.folders import DiffusersNet, from_diffusers
 from stillroom.flows.gate import Verdict, check, require
+from stillroom.flows.onestep import OneStep, extrapolated, student_of
 from stillroom.flows.regression import denoising_loss
 from stillroom.flows.samplers import ddim, dpmpp_2m, euler, heun, latest, samplers
 
 __all__ = [
-    "Denoiser", "Denoises", "DiffusersNet", "Flow", "Gaussian", "Guided", "Mixture", "Split", "Verdict", "check",
-    "ddim", "denoising_loss", "dpmpp_2m", "euler", "from_diffusers", "guided", "heun", "latest", "noise_of", "require",
-    "samplers",
+    "Denoiser", "Denoises", "DiffusersNet", "Flow", "Gaussian", "Guided", "Mixture", "OneStep", "Split", "Verdict",
+    "check", "ddim", "denoising_loss", "dpmpp_2m", "euler", "extrapolated", "from_diffusers", "guided", "heun",
+    "latest", "noise_of", "require", "samplers", "student_of",
 ]

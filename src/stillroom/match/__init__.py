@@ -1,6 +1,8 @@
 """Matches: pure functions that say how far two things are apart, and which way to move."""
 
-from stillroom.match.denoising import squared_error
+from stillroom.match.coverage import uncovered
+from stillroom.match.denoising import pseudo_huber, squared_error
 from stillroom.match.gap import gap, pseudo_target, residual_weight
+from stillroom.match.parzen import parzen_x0
 
-__all__ = ["gap", "pseudo_target", "residual_weight", "squared_error"]
+__all__ = ["gap", "parzen_x0", "pseudo_huber", "pseudo_target", "residual_weight", "squared_error", "uncovered"]

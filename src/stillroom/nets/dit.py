@@ -83,6 +83,7 @@ class DiT(nn.Module):
         heads: int = 3,
         classes: int | None = None,
         two_times: bool = False,
+        guided: bool = False,
     ):
         super().__init__()
         if size % patch:
@@ -90,21 +91,22 @@ class DiT(nn.Module):
         if width % heads or width % 4:
             raise ValueError(f"width {width} must be divisible by heads={heads} and, for the positions, by 4")
         self.channels, self.size, self.patch = channels, size, patch
-        self.classes, self.two_times = classes, two_times
+        self.classes, self.two_times, self.guided = classes, two_times, guided
         self.enter = nn.Linear(channels * patch**2, width)
         self.register_buffer("position", positions(size // patch, width), persistent=False)
-        self.condition = Condition(width, classes, two_times)
+        self.condition = Condition(width, classes, two_times, guided)
         self.blocks = nn.ModuleList(Block(width, heads) for _ in range(depth))
         self.norm = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
         self.modulation = zeroed(nn.Linear(width, 2 * width))
         self.final = zeroed(nn.Linear(width, channels * patch**2))
 
-    def forward(self, x_t: Tensor, t: Tensor, y: Tensor | None = None, r: Tensor | None = None) -> Tensor:
+    def forward(self, x_t: Tensor, t: Tensor, y: Tensor | None = None, r: Tensor | None = None,
+                w: Tensor | None = None) -> Tensor:
         one_time_per_sample(x_t, t)
         if x_t.shape[1:] != (self.channels, self.size, self.size):
             wanted = (self.channels, self.size, self.size)
             raise ValueError(f"a picture of {tuple(x_t.shape[1:])}: this DiT was built for {wanted}")
-        c = F.silu(self.condition(t, y, r))
+        c = F.silu(self.condition(t, y, r, w))
         h = self.enter(patchify(x_t, self.patch)) + self.position
         for block in self.blocks:
             h = block(h, c)

@@ -1,9 +1,12 @@
-"""What every net is told besides x_t: the time t, perhaps a second time r, perhaps a label y."""
+"""What every net is told besides x_t: the time t, perhaps a second time r, a label y, a strength of guidance w."""
 
 import math
 
 import torch
 from torch import Tensor, nn
+
+STRONGEST = 8.0
+"""Strengths of guidance up to 1 + this are told apart as times from 0 to 1 are."""
 
 
 def final(layer: nn.Module, x: Tensor) -> Tensor:
@@ -44,19 +47,30 @@ class TimeEmbedding(nn.Module):
 
 
 class Condition(nn.Module):
-    """c(t, y, r) = time(t) + gap(t - r) + label(y): [*t.shape, width]. The label table's last row is the null label."""
+    """c(t, y, r, w) = time(t) + gap(t - r) + label(y) + strength(w): [*t.shape, width]. The label table's last row is the
+    null label. The strength's part starts at zero: a net that is given it anew answers at first as it did without."""
 
-    def __init__(self, width: int, classes: int | None, two_times: bool):
+    def __init__(self, width: int, classes: int | None, two_times: bool, guided: bool = False):
         super().__init__()
         self.classes, self.two_times = classes, two_times
         self.time = TimeEmbedding(width)
         self.gap = TimeEmbedding(width) if two_times else None
+        self.strength = TimeEmbedding(width) if guided else None
+        if self.strength is not None:
+            zeroed(self.strength.mlp[-1])  # pyright: ignore
         self.label = nn.Embedding(classes + 1, width) if classes is not None else None
         if self.label is not None:
             nn.init.normal_(self.label.weight, std=0.02)
 
-    def forward(self, t: Tensor, y: Tensor | None, r: Tensor | None) -> Tensor:
+    def forward(self, t: Tensor, y: Tensor | None, r: Tensor | None, w: Tensor | None = None) -> Tensor:
         c = self.time(t)
+        if self.strength is not None:
+            w = torch.ones_like(t) if w is None else w
+            if w.shape != t.shape:
+                raise ValueError(f"w has shape {tuple(w.shape)}: expected one strength per time, {tuple(t.shape)}")
+            c = c + self.strength((w.float() - 1) / STRONGEST)
+        elif w is not None:
+            raise ValueError("this net was given a strength of guidance; build it with guided=True")
         if self.gap is not None:
             if r is None:
                 raise ValueError("this net has two times: give r beside t")

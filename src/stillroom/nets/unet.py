@@ -89,6 +89,7 @@ class UNet(nn.Module):
         two_times: bool = False,
         groups: int = 16,
         heads: int = 4,
+        guided: bool = False,
     ):
         super().__init__()
         widths = [width * m for m in multipliers]
@@ -96,10 +97,10 @@ class UNet(nn.Module):
             raise ValueError("a UNet needs at least one multiplier and one block per level")
         if any(w % groups for w in widths) or widths[-1] % heads:
             raise ValueError(f"widths {widths}: each must be divisible by groups={groups}, the last by heads={heads}")
-        self.channels, self.classes, self.two_times = channels, classes, two_times
+        self.channels, self.classes, self.two_times, self.guided = channels, classes, two_times, guided
         self.divisor = 2 ** (len(widths) - 1)
         inner = 2 * width
-        self.condition = Condition(inner, classes, two_times)
+        self.condition = Condition(inner, classes, two_times, guided)
         self.enter = nn.Conv2d(channels, widths[0], 3, padding=1)
         halve = [nn.Conv2d(a, w, 3, stride=2, padding=1) for a, w in pairwise(widths)]
         self.down = nn.ModuleList(
@@ -112,12 +113,13 @@ class UNet(nn.Module):
         self.norm = nn.GroupNorm(groups, widths[0])
         self.final = zeroed(nn.Conv2d(widths[0], channels, 3, padding=1))
 
-    def forward(self, x_t: Tensor, t: Tensor, y: Tensor | None = None, r: Tensor | None = None) -> Tensor:
+    def forward(self, x_t: Tensor, t: Tensor, y: Tensor | None = None, r: Tensor | None = None,
+                w: Tensor | None = None) -> Tensor:
         one_time_per_sample(x_t, t)
         height, side = x_t.shape[-2:]
         if height % self.divisor or side % self.divisor:
             raise ValueError(f"a picture of {height} x {side}: this UNet needs sides divisible by {self.divisor}")
-        c = F.silu(self.condition(t, y, r))
+        c = F.silu(self.condition(t, y, r, w))
         h, skips = self.enter(x_t), []
         for down in self.down:
             h = down(h, c)

@@ -75,12 +75,16 @@ class Trainer:
         self.since_checkpoint: dict[str, list[float]] = {}  # the same, for the stage's best metric
         self.reach = Reach()
         self.pending: list[tuple[int, list[str], Tensor]] = []
+        self.noted: set[str] = set()
 
     # ---- one step ----
 
     def make_turn(self, step: int, roles: frozenset[str], noise: Noise, micro: int | None) -> Turn:
         return Turn(step=step, stage=self.schedule.at(step).name, roles=roles, batch=self.settings.batch,
-                    micros=self.micros, world=self.world, noise=noise, micro=micro)
+                    micros=self.micros, world=self.world, noise=noise, micro=micro, watched=self.ends_row(step))
+
+    def ends_row(self, step: int) -> bool:
+        return (step + 1) % self.settings.log_every == 0 or step + 1 == self.schedule.steps
 
     def forward(self, batch: Mapping[str, Batch], turn: Turn, micro: int) -> Mapping[str, Terms]:
         # Dropout and the like draw from torch's own generator: it too is a function of (seed, step, micro, rank).
@@ -121,10 +125,10 @@ class Trainer:
             losses = self.forward(batch, turn, m)
             if m == 0 and not self.settings.shard:
                 self.reach.probe(losses, self.learners, self.step)
-            for name, terms in losses.items():
-                for term, value in terms.items():
-                    key = f"{name}/{term}"
-                    totals[key] = totals.get(key, 0) + value.detach().float().mean() / self.micros  # pyright: ignore
+            measured = {f"{name}/{term}": value for name, terms in losses.items() for term, value in terms.items()}
+            for key, value in (measured | turn.told).items():
+                totals[key] = totals.get(key, 0) + value.detach().float().mean() / self.micros  # pyright: ignore
+            self.say(turn.notes)
             self.backward(losses, turn)
             del losses
         learners = [self.learners[n] for n in self.roles if n in due]
@@ -143,6 +147,12 @@ class Trainer:
         whole = {key: join([batch[key] for batch in micros]) for key in micros[0]} if micros else {}
         with torch.no_grad():
             self.recipe.after(whole, self.make_turn(self.step, due, noise, None))
+
+    def say(self, notes: Sequence[str]) -> None:
+        for note in notes:
+            if note not in self.noted and self.world.first:
+                self.watch.note(note)
+            self.noted.add(note)
 
     def look(self) -> None:
         """Reads the losses of the steps since the last look, and stops at the first that is not finite."""
@@ -203,7 +213,7 @@ class Trainer:
                 self.step += 1
                 now = time.perf_counter()
                 self.seconds, clock = self.seconds + now - clock, now
-                if self.step % self.settings.log_every == 0 or self.step == self.schedule.steps:
+                if self.ends_row(self.step - 1):
                     self.look()
                     self.log_row((self.step - row_step) / (now - row_clock))
                     row_clock, row_step = now, self.step
@@ -223,8 +233,7 @@ class Trainer:
         row |= {name: total / count for name, (total, count) in self.window.items()}
         row |= {f"{n}/rate": w.rate for n, w in self.learners.items() if w.updates}
         self.window = {}
-        for note in self.reach.complaints(self.step):
-            self.watch.note(note)
+        self.say(list(self.reach.complaints(self.step)))
         if self.world.first:
             self.watch.row(row)
             if self.folder:

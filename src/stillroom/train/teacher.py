@@ -1,10 +1,12 @@
 """Teachers by name, frozen: flows (a closed-form mixture, one of our runs, a diffusers folder) and codecs."""
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from stillroom.codecs import Codec
+from stillroom.data import Source, Stream, encoding_card
 from stillroom.flows import Flow, Mixture
 from stillroom.settings import Refusal
 from stillroom.train.product import load_product
@@ -24,6 +26,31 @@ def open_teacher(spec: str) -> Flow:
     from stillroom.flows.folders import from_diffusers
 
     return frozen(from_diffusers(spec))
+
+
+def open_teacher_of(spec: str, data: Source | Stream) -> Flow:
+    """A flow whose samples are of the data's shape, classes and latent space."""
+    flow, name = open_teacher(spec), f"teacher {spec}"
+    if flow.shape != tuple(data.shape):
+        raise Refusal(f"{name}: it makes {list(flow.shape)}, and {data.name} holds {list(data.shape)}")
+    if flow.classes != (None if data.classes is None else len(data.classes)):
+        raise Refusal(f"{name}: it knows {flow.classes or 'no'} classes, and {data.name} has "
+                      f"{len(data.classes or ()) or 'none'}")
+    if is_ours(Path(spec)):
+        require_encoding(load_product(spec).card, data, name)
+    return flow
+
+
+def require_encoding(card: Mapping[str, Any], data: Source | Stream, name: str) -> None:
+    """Latents of another codec or normaliser are numbers of the same shape, and another language."""
+    theirs, mine = card.get("encoding"), encoding_card(data).get("encoding")
+    if theirs == mine:
+        return
+    if theirs is None or mine is None:
+        raise Refusal(f"{name}: made on {'pictures' if theirs is None else 'latents'}, and {data.name} holds "
+                      f"{'pictures' if mine is None else 'latents'}")
+    other = [k for k in ("codec", "space", "crop") if theirs.get(k) != mine.get(k)]
+    raise Refusal(f"{name}: made on other latents than those of {data.name}: another {', another '.join(other)}")
 
 
 BUNDLED = Path(__file__).parents[1] / "codecs" / "bundled"

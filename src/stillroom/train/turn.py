@@ -30,8 +30,11 @@ class Noise:
 
 class Turn:
     def __init__(self, *, step: int, stage: str, roles: frozenset[str], batch: int, micros: int, world: World,
-                 noise: Noise, micro: int | None):
+                 noise: Noise, micro: int | None, watched: bool):
         self.step, self.stage, self.micros = step, stage, micros
+        self.watched = watched  # this step ends a row of the metrics: time for measurements that cost something
+        self.told: dict[str, Tensor] = {}
+        self.notes: list[str] = []
         self.keeps_graph = False  # set by the trainer while other roles still need the graph
         self._roles, self._batch, self._world, self._noise, self._micro = roles, batch, world, noise, micro
         self._draws = 0
@@ -71,6 +74,14 @@ class Turn:
     def draw(self, law: Law, count: int | None = None) -> Tensor:
         """[B] times from a time law."""
         return law.quantile(self.rand((self.batch if count is None else count,)))
+
+    def tell(self, name: str, value: Tensor) -> None:
+        """A measurement that is no loss, for the metrics: `group/what`."""
+        self.told[name] = value.detach()
+
+    def note(self, text: str) -> None:
+        """A line for people, said once."""
+        self.notes.append(text)
 
     def mean(self, x: Tensor) -> Tensor:
         """The mean of x over processes, without gradient."""
