@@ -32,6 +32,7 @@ def run(word: str, arguments: list[str]) -> int:
         if config:
             raise Refusal("--preset and --config are both settings files: give one, and flags over it")
         config = str(preset_file(name, preset))
+        name = read_toml(Path(config)).get("recipe", name)      # a codec of another kind has a recipe of its own
     recipe, name = find(name), anchored_name(name)
     if config:
         check_recipe(Path(config), name, word)

@@ -20,6 +20,7 @@ from stillroom.nets.folders import PICKLES, built, folder_weights, local_folder,
 from stillroom.settings import Refusal, nearest
 
 MODELS = ("AutoencoderKL", "AutoencoderKLFlux2", "AutoencoderTiny", "AutoencoderDC")
+READ = (*MODELS, "AutoencoderRAE")                   # the last by codecs/rae.py: its halves are other nets
 VIDEO = re.compile("Video|Wan|LTX|Mochi|Allegro|CogVideoX|Cosmos|Hunyuan|Temporal|Magvit|QwenImage|VidTok")
 WANTED = ("model_index.json", "config.json", "diffusion_pytorch_model*", "vae/*")
 SILENT = ("force_upcast", "block_out_channels")      # of pipelines: a warning about float16, the factor once more
@@ -99,6 +100,10 @@ def from_diffusers(folder: str | File) -> Codec:
         raise Refusal(f"{root} holds no codec: neither vae/config.json nor config.json is there")
     config = read_json(home / "config.json")
     model_class = _model_class(config, home)
+    if model_class == "AutoencoderRAE":
+        from stillroom.codecs.rae import from_diffusers_rae
+
+        return from_diffusers_rae(home)
     config = {k: v for k, v in config.items() if not k.startswith("_")}
     _refuse_contradictions(model_class, config, home)
     encoder, decoder = DiffusersEncoder(model_class, config), DiffusersDecoder(model_class, config)
@@ -126,13 +131,13 @@ def _refuse_files(path: str | File) -> None:
 
 def _model_class(config: Mapping[str, Any], home: File) -> str:
     name = config.get("_class_name", "")
-    if name in MODELS:
+    if name in READ:
         return name
     if VIDEO.search(name):
         raise Refusal(f"{home / 'config.json'}: {name} has a time axis, as video VAEs have; only image codecs can be "
-                      f"teachers: {', '.join(MODELS)}")
+                      f"teachers: {', '.join(READ)}")
     raise Refusal(f"{home / 'config.json'}: a {name or 'model without _class_name'} cannot be a teacher of codecs"
-                  f"{nearest(name, MODELS)}")
+                  f"{nearest(name, READ)}")
 
 
 def _empty(model_class: str, config: Mapping[str, Any]) -> Any:

@@ -62,7 +62,9 @@ print(tuple(latents.shape), tuple(again.shape))
 
 def to_diffusers(codec: Codec, folder: Path | str, card: Card | None = None, figures: Rows = ()) -> Path:
     """The plainest form that answers as the codec does."""
-    write = to_tiny if fits_tiny(codec) else to_module
+    from stillroom.codecs.rae import fits_rae, to_diffusers_rae
+
+    write = to_diffusers_rae if fits_rae(codec) else to_tiny if fits_tiny(codec) else to_module
     return write(codec, folder, card, figures)
 
 
