@@ -7,7 +7,9 @@ import torch
 
 from closed_forms import F64, Answer, draws, each_path, gaussian, mixture, natively
 from stillroom.flows import (
+    AutoGuided,
     Denoiser,
+    During,
     Flow,
     Gaussian,
     Guided,
@@ -130,6 +132,109 @@ def test_guidance_of_one_costs_nothing_and_needs_labels_otherwise():
     assert guided(exact, 1) is exact and isinstance(guided(exact, 2), Guided)
     with pytest.raises(ValueError, match="conditional"):
         Guided(gaussian(), 2.0)
+
+
+# Guidance by a weaker model
+
+def strong_and_weak(path=None):
+    """A Gaussian, and a wider one about another mean: so the combined precision is positive."""
+    narrow, wide = torch.diag(torch.tensor([0.5, 0.2], dtype=F64)), torch.tensor([[2.0, 0.3], [0.3, 1.5]], dtype=F64)
+    return Gaussian(draws(2, seed=5), narrow, path), Gaussian(draws(2, seed=6), wide, path)
+
+
+@each_path
+@pytest.mark.parametrize("w", [1.0, 1.5, 3.0])
+def test_guidance_between_gaussians_is_the_gaussian_of_the_combined_precision(path, w):
+    """At noise level t: P = w P_s - (w - 1) P_w, and mean P^-1 (w P_s m_s - (w - 1) P_w m_w)."""
+    strong, weak = strong_and_weak(path)
+    x, t = 2 * draws(8, 2, seed=7), torch.full((8,), 0.4, dtype=F64)
+    c = path.at(t[0])
+    parts = []
+    for model, factor in ((strong, w), (weak, 1 - w)):
+        covariance = model.vectors @ torch.diag(model.values) @ model.vectors.T
+        precision = torch.linalg.inv(c.alpha**2 * covariance + c.sigma**2 * torch.eye(2, dtype=F64))
+        parts.append((factor * precision, factor * precision @ (c.alpha * model.mean)))
+    precision = parts[0][0] + parts[1][0]
+    law = torch.distributions.MultivariateNormal(
+        torch.linalg.solve(precision, parts[0][1] + parts[1][1]), precision_matrix=precision)
+    x.requires_grad_()
+    (score,) = torch.autograd.grad(law.log_prob(x).sum(), x)
+    assert torch.allclose(AutoGuided(strong, weak, w).score(x.detach(), t), score, rtol=1e-9, atol=1e-9)
+
+
+def test_guidance_by_a_weaker_model_is_the_same_in_every_prediction():
+    strong, weak = strong_and_weak()
+    x, t = draws(8, 2), torch.linspace(0.1, 0.9, 8, dtype=F64)
+    formula = strong.x0(x, t) + 0.7 * (strong.x0(x, t) - weak.x0(x, t))
+    for kind in ("x0", "eps", "v", "score"):
+        net = AutoGuided(natively(strong, kind), natively(weak, kind), 1.7)
+        assert torch.allclose(net.x0(x, t), formula, rtol=1e-9, atol=1e-9)
+
+
+def test_a_weaker_model_leads_nowhere_at_one():
+    strong, weak = strong_and_weak()
+    x, t = draws(8, 2), torch.linspace(0.1, 0.9, 8, dtype=F64)
+    assert guided(strong, 1, weak) is strong and torch.equal(AutoGuided(strong, weak, 1.0)(x, t), strong(x, t))
+    assert torch.allclose(guided(strong, 2.0, strong)(x, t), strong(x, t), rtol=1e-12)    # it leads nowhere from itself
+
+
+def test_a_weaker_model_without_classes_is_asked_without_the_label():
+    exact, x, t, y = mixture(), draws(6, 2), torch.full((6,), 0.4, dtype=F64), torch.arange(6) % 3
+    blind = Denoiser(Answer(lambda x, t, y: exact(x, t)), Linear(), "x0")
+    assert blind.classes is None
+    assert torch.allclose(AutoGuided(exact, blind, 2.5)(x, t, y), Guided(exact, 2.5)(x, t, y), rtol=1e-9, atol=1e-9)
+
+
+def test_an_interval_leaves_guidance_out_elsewhere():
+    strong, weak = strong_and_weak()
+    x, t = draws(5, 2), torch.tensor([0.1, 0.2, 0.5, 0.6, 0.9], dtype=F64)
+    net, always = guided(strong, 2.0, weak, (0.2, 0.6)), guided(strong, 2.0, weak)
+    inside = torch.tensor([False, True, True, True, False])[:, None]
+    assert isinstance(net, During) and isinstance(always, AutoGuided)
+    assert torch.equal(net(x, t), torch.where(inside, always(x, t), strong(x, t)))
+    for each in (t[:1], t[2:3]):                                             # a sampler's: all at one time
+        assert torch.equal(net(x, each.expand(5)), (always if each == 0.5 else strong)(x, each.expand(5)))
+
+
+def test_outside_of_the_interval_the_weak_model_costs_nothing():
+    asked = []
+    strong, weak = strong_and_weak()
+    counted = Denoiser(Answer(lambda x, t, y: asked.append(float(t[0])) or weak.x0(x, t)), Linear(), "x0")
+    Flow(strong, (2,), "euler", 10).sample(4, guidance=2.0, weak=Flow(counted, (2,)), interval=(0.25, 0.75))
+    assert asked == pytest.approx([0.7, 0.6, 0.5, 0.4, 0.3])
+
+
+def test_guided_models_are_written_down_and_built_again():
+    strong = mixture()
+    net = guided(strong, 1.5, Mixture(strong.means, 2 * strong.stds, labels=strong.labels), (0.1, 0.8))
+    again = build(json.loads(json.dumps(describe(net))))
+    x, t, y = draws(8, 2), torch.full((8,), 0.5, dtype=F64), torch.zeros(8, dtype=torch.long)
+    assert torch.equal(net(x, t, y), again(x, t, y))
+
+
+@pytest.mark.parametrize(("weak", "says"), [
+    (lambda: Gaussian(torch.zeros(2), torch.eye(2), Cosine()), "must agree"),
+    (lambda: natively(Mixture.ring(3), "v"), "must agree"),
+    (lambda: Mixture.ring(4), "the weak model knows 4 classes, the strong one 3"),
+])
+def test_models_that_cannot_be_subtracted_are_refused(weak, says):
+    flow, weaker = Flow(Mixture.ring(3), (2,)), Flow(weak(), (2,))
+    with pytest.raises(Refusal, match=says):
+        flow.sample(2, guidance=2.0, weak=weaker)
+    assert torch.equal(flow.sample(2, steps=3, weak=weaker), flow.sample(2, steps=3))   # unused at guidance 1
+    with pytest.raises(Refusal, match=r"the weak flow makes \[3\], this one \[2\]"):
+        flow.sample(2, guidance=2.0, weak=Flow(weak(), (3,)))
+    with pytest.raises(Refusal, match=r"interval 0\.5 to 0\.2:"):
+        flow.sample(2, guidance=2.0, interval=(0.5, 0.2))
+
+
+def test_an_unconditional_flow_can_be_led_away_from_a_wider_one():
+    """Samples of the guided flow spread less than those of the strong one, and lie farther from the weak one's mean."""
+    strong, weak = (Flow(g.float(), (2,), "heun", 30) for g in strong_and_weak())
+    plain, led = strong.sample(2000), strong.sample(2000, guidance=2.0, weak=weak)
+    assert (led.std(0) < plain.std(0)).all()
+    away = strong.denoiser.mean - weak.denoiser.mean  # pyright: ignore
+    assert float((led.mean(0) - plain.mean(0)) @ away) > 0
 
 
 # Flows

@@ -79,7 +79,7 @@ def fits(hint: Any, value) -> bool:
     if origin is Literal:
         return value in arguments and isinstance(value, str)
     if origin in (typing.Union, types.UnionType):
-        return any(value is None if a is type(None) else fits(a, value) for a in arguments)
+        return any(value is None if a is type(None) else value is not None and fits(a, value) for a in arguments)
     if origin is tuple:
         return type(value) is tuple and len(value) == len(arguments) and all(map(fits, arguments, value))
     finite = hint is not float or abs(value) < float("inf")

@@ -1,7 +1,7 @@
 """Denoisers, guidance, samplers, and flows that can be drawn from."""
 
 from stillroom.flows.closed import Gaussian, Mixture
-from stillroom.flows.denoiser import Denoiser, Denoises, Guided, Split, guided
+from stillroom.flows.denoiser import AutoGuided, Denoiser, Denoises, During, Guided, Split, guided
 from stillroom.flows.flow import Flow, noise_of
 from stillroom.flows.folders import DiffusersNet, from_diffusers
 from stillroom.flows.gate import Verdict, check, require
@@ -10,7 +10,7 @@ from stillroom.flows.regression import denoising_loss
 from stillroom.flows.samplers import ddim, dpmpp_2m, euler, heun, latest, samplers
 
 __all__ = [
-    "Denoiser", "Denoises", "DiffusersNet", "Flow", "Gaussian", "Guided", "Mixture", "OneStep", "Split", "Verdict",
-    "check", "ddim", "denoising_loss", "dpmpp_2m", "euler", "extrapolated", "from_diffusers", "guided", "heun",
-    "latest", "noise_of", "require", "samplers", "student_of",
+    "AutoGuided", "Denoiser", "Denoises", "DiffusersNet", "During", "Flow", "Gaussian", "Guided", "Mixture", "OneStep",
+    "Split", "Verdict", "check", "ddim", "denoising_loss", "dpmpp_2m", "euler", "extrapolated", "from_diffusers",
+    "guided", "heun", "latest", "noise_of", "require", "samplers", "student_of",
 ]

@@ -108,6 +108,48 @@ class Guided(Denoises):
         return unconditional + self.scale * (conditional - unconditional)
 
 
-def guided(denoiser: Denoises, scale: float) -> Denoises:
-    """Guidance of scale 1 is the denoiser itself, at half the cost."""
-    return denoiser if scale == 1 else Guided(denoiser, scale)
+@buildable
+class AutoGuided(Denoises):
+    """Guidance by a weaker model of the same data (Karras et al. 2024): x0 = strong + (scale - 1) (strong - weak), and
+    so in every prediction, because it is linear. A weak model without classes is asked without the label."""
+
+    def __init__(self, denoiser: Denoises, weak: Denoises, scale: float):
+        super().__init__()
+        if weak.path != denoiser.path or weak.prediction != denoiser.prediction:
+            raise ValueError(f"the weak model answers {weak.prediction} on {weak.path}, the strong one "
+                             f"{denoiser.prediction} on {denoiser.path}; they must agree")
+        if weak.classes not in (None, denoiser.classes):
+            raise ValueError(f"the weak model knows {weak.classes} classes, the strong one {denoiser.classes or 0}")
+        self.denoiser, self.weak, self.scale = denoiser, weak, scale
+        self.path, self.prediction, self.classes = denoiser.path, denoiser.prediction, denoiser.classes
+
+    def forward(self, x_t, t, y=None):
+        strong, weak = self.denoiser(x_t, t, y), self.weak(x_t, t, None if self.weak.classes is None else y)
+        return strong + (self.scale - 1) * (strong - weak)
+
+
+@buildable
+class During(Denoises):
+    """`inside` at times from low to high, `outside` at all others: guidance that is left out where it does harm
+    (Kynkaanniemi et al. 2024)."""
+
+    def __init__(self, inside: Denoises, outside: Denoises, low: float, high: float):
+        super().__init__()
+        self.inside, self.outside, self.low, self.high = inside, outside, low, high
+        self.path, self.prediction, self.classes = outside.path, outside.prediction, outside.classes
+
+    def forward(self, x_t, t, y=None):
+        within = (self.low <= t) & (t <= self.high)
+        if bool(within.all()) or not bool(within.any()):     # as in every sampler: one is asked and not both
+            return (self.inside if bool(within.all()) else self.outside)(x_t, t, y)
+        within = within.view(-1, *[1] * (x_t.ndim - 1))
+        return torch.where(within, self.inside(x_t, t, y), self.outside(x_t, t, y))
+
+
+def guided(denoiser: Denoises, scale: float, weak: Denoises | None = None,
+           interval: tuple[float, float] = (0.0, 1.0)) -> Denoises:
+    """Guidance by the missing label, or by a weaker model. Of scale 1 it is the denoiser itself, at half the cost."""
+    if scale == 1:
+        return denoiser
+    strong = Guided(denoiser, scale) if weak is None else AutoGuided(denoiser, weak, scale)
+    return strong if interval == (0.0, 1.0) else During(strong, denoiser, *interval)

@@ -39,15 +39,28 @@ class Flow(nn.Module):
         return None if self.classes is None else torch.arange(first, first + count) % self.classes
 
     def sample(self, n: int, seed: int = 0, y: Tensor | None = None, guidance: float = 1.0, steps: int | None = None,
-               batch: int = 256, first: int = 0, callback: Callback = _silent) -> Tensor:
-        """[n, *shape]: samples first, ..., first+n-1 of this seed, the same at any batch size."""
-        if guidance != 1 and self.classes is None:
-            raise Refusal("guidance needs a conditional flow: this one was trained without labels; use guidance 1")
+               batch: int = 256, first: int = 0, callback: Callback = _silent, weak: "Flow | None" = None,
+               interval: tuple[float, float] = (0.0, 1.0)) -> Tensor:
+        """[n, *shape]: samples first, ..., first+n-1 of this seed, the same at any batch size.
+
+        Guidance goes from the answer without the label to that with it, and on; from that of `weak`, a poorer flow of
+        the same data, where one is given. It acts at times in `interval`.
+        """
+        if guidance != 1 and self.classes is None and weak is None:
+            raise Refusal("guidance needs a conditional flow: this one was trained without labels; use guidance 1, or "
+                          "give a weaker flow")
+        if not 0 <= interval[0] < interval[1] <= 1:
+            raise Refusal(f"interval {interval[0]:g} to {interval[1]:g}: give two times from 0 (data) to 1 (noise)")
+        if weak is not None and weak.shape != self.shape:
+            raise Refusal(f"the weak flow makes {list(weak.shape)}, this one {list(self.shape)}")
         if y is not None and len(y) != n:
             raise Refusal(f"{len(y)} labels for {n} samples: give one label per sample")
         device = next((p.device for p in chain(self.parameters(), self.buffers())), torch.device("cpu"))
         y = self.labels(first, n) if y is None else y
-        denoiser = guided(self.denoiser, guidance)
+        try:
+            denoiser = guided(self.denoiser, guidance, None if weak is None else weak.denoiser, interval)
+        except ValueError as error:         # two flows whose answers cannot be subtracted
+            raise Refusal(f"guidance: {error}") from error
         times = uniform_grid(steps or self.steps, start=float(shift(latest(denoiser), 1 / self.shift)), s=self.shift)
         scale = float(denoiser.path.at(times[0]).sigma)  # 1 at t=1, but for variance-exploding paths
         out = []

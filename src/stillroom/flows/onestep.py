@@ -28,7 +28,8 @@ class OneStep(nn.Module):
 
     def __init__(self, net: nn.Module, path: Path, prediction: Kind, shape: tuple[int, ...]):
         super().__init__()
-        self.net, self.path, self.prediction, self.shape = net, path, prediction, tuple(shape)
+        self.net, self.path, self.shape = net, path, tuple(shape)
+        self.prediction: Kind = prediction
         self.classes: int | None = getattr(net, "classes", None)
         self.takes_strength: bool = getattr(net, "guided", False)
 

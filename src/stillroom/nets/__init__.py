@@ -1,13 +1,15 @@
-"""Small networks. Every one is called as net(x_t, t, y=None, r=None) and answers in the shape of x_t."""
+"""Small networks. Those of flows are called as net(x_t, t, y=None, r=None, w=None) and answer in the shape of x_t."""
 
 from stillroom.nets.build import build, buildable, describe
 from stillroom.nets.coding import Decoder, Encoder, sized
+from stillroom.nets.ddt import DDT
 from stillroom.nets.dit import DiT
 from stillroom.nets.lora import Lora, add_lora, lora_parameters, without_lora
 from stillroom.nets.mlp import MLP
+from stillroom.nets.resnet import ResNet
 from stillroom.nets.unet import UNet
 
 __all__ = [
-    "MLP", "Decoder", "DiT", "Encoder", "Lora", "UNet", "add_lora", "build", "buildable", "describe", "lora_parameters",
-    "sized", "without_lora",
+    "DDT", "MLP", "Decoder", "DiT", "Encoder", "Lora", "ResNet", "UNet", "add_lora", "build", "buildable", "describe",
+    "lora_parameters", "sized", "without_lora",
 ]

@@ -20,31 +20,52 @@ from typing import Literal, cast
 
 import torch
 
-from stillroom.data import Batch
+from stillroom.data import Batch, encoding_card
 from stillroom.flows import Denoiser, Flow, check, denoising_loss
 from stillroom.flows.gate import BINS
-from stillroom.nets import MLP, DiT, UNet
-from stillroom.paths import VE, Cosine, Linear, LogitNormal, LogNormal, Path, Shifted, Tabulated, Uniform
+from stillroom.nets import DDT, MLP, DiT, UNet
+from stillroom.paths import (
+    VE,
+    Cosine,
+    Linear,
+    LogitNormal,
+    LogNormal,
+    Path,
+    Shifted,
+    Tabulated,
+    Uniform,
+    dimension_shift,
+)
 from stillroom.settings import Count, Decay, Images, Optimizer, Positive, Refusal, Run, Share
 from stillroom.train import Average, Product, Recipe, Role, Stage
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings(Images, Run):
-    steps: int = 5000
-    batch: int = 64
-    net: Literal["unet", "dit"] = "unet"
-    """For images and latents; points always get an MLP."""
+class Net(Images, Run):
+    """The network of whatever answers in the shape of its data: a flow, or a generator that begins anew."""
+
+    net: Literal["unet", "dit", "ddt"] = "unet"
+    """For images and latents; points always get an MLP. ddt is a DiT with a wide shallow head, for latents of many
+    channels."""
     width: Count = 64
     depth: Count = 2
     """Blocks per level of a U-Net, or blocks of a DiT."""
     patch: Count = 2
-    """Pixels a side of a DiT's token."""
+    """Pixels a side of a DiT's token; 1 for latents of many channels."""
+    head_width: Count | None = None
+    """Of a ddt's head, which should be no narrower than a token has numbers; twice `width` unless given."""
+    head_depth: Count = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(Net):
+    steps: int = 5000
+    batch: int = 64
     path: Literal["linear", "cosine", "ddpm", "ve"] = "linear"
     prediction: Literal["v", "x0", "eps"] = "v"
     times: Literal["uniform", "logit-normal", "log-normal"] = "uniform"
-    shift: Positive = 1.0
-    """Time shift of training and sampling for the dimension of the data; 1 is none."""
+    shift: Positive | None = None
+    """Time shift of training and sampling; 1 is none. Unless given, sqrt(d / 4096) for d numbers, and at least 1."""
     drop: Share = 0.1
     """Share of labels dropped, for guidance."""
     average: Decay = 0.999
@@ -56,22 +77,36 @@ class Settings(Images, Run):
 PATHS = {"linear": Linear, "cosine": Cosine, "ddpm": Tabulated.ddpm, "ve": VE}
 
 
-def time_law(settings: Settings, path: Path):
+def shift_of(settings: Settings, shape: tuple[int, ...]) -> float:
+    """A space of more numbers needs more noise to lose as much of a picture (Esser et al. 2024; RAE)."""
+    return max(1.0, dimension_shift(math.prod(shape))) if settings.shift is None else settings.shift
+
+
+def time_law(settings: Settings, path: Path, shift: float):
     laws = {"uniform": Uniform, "logit-normal": LogitNormal, "log-normal": lambda: LogNormal(path)}
     law = laws[settings.times]()
-    return law if settings.shift == 1 else Shifted(law, settings.shift)
+    return law if shift == 1 else Shifted(law, shift)
 
 
-def make_net(settings: Settings, shape: tuple[int, ...], classes: int | None) -> torch.nn.Module:
+def make_net(settings: Net, shape: tuple[int, ...], classes: int | None, guided: bool = False) -> torch.nn.Module:
+    told = {"classes": classes, "guided": guided}
     if len(shape) == 1:
-        return MLP(shape[0], settings.width, settings.depth, classes=classes)
+        return MLP(shape[0], settings.width, settings.depth, **told)
     if settings.net == "dit":
-        heads = math.gcd(settings.width, max(1, settings.width // 32))
-        return DiT(shape[0], shape[1], settings.patch, settings.width, settings.depth, heads, classes=classes)
-    net = UNet(shape[0], settings.width, blocks=settings.depth, classes=classes)
+        return DiT(shape[0], shape[1], settings.patch, settings.width, settings.depth, heads_of(settings.width), **told)
+    if settings.net == "ddt":
+        head = settings.head_width or 2 * settings.width
+        return DDT(shape[0], shape[1], settings.patch, settings.width, settings.depth, heads_of(settings.width), head,
+                   settings.head_depth, heads_of(head), **told)
+    net = UNet(shape[0], settings.width, blocks=settings.depth, **told)
     if shape[1] % net.divisor or shape[2] % net.divisor:
         raise Refusal(f"size {shape[1]}: this U-Net halves its pictures and needs sides divisible by {net.divisor}")
     return net
+
+
+def heads_of(width: int) -> int:
+    """About one to 32 channels."""
+    return math.gcd(width, max(1, width // 32))
 
 
 class FlowMatching(Recipe):
@@ -79,11 +114,12 @@ class FlowMatching(Recipe):
     inputs = ("data",)
 
     def __init__(self, settings: Settings, data):
-        self.settings, self.shape = settings, data.shape
+        self.settings, self.data, self.shape = settings, data, data.shape
         self.classes = None if data.classes is None else len(data.classes)
         self.null = self.classes or 0  # the label that stands for "no condition"
         path = PATHS[settings.path]()
-        self.law = time_law(settings, path)
+        self.shift = shift_of(settings, data.shape)
+        self.law = time_law(settings, path, self.shift)
         net = make_net(settings, data.shape, self.classes)
         self.model = Denoiser(net, path, settings.prediction, scale_input=settings.path == "ve")
         self.mean = Average(self.model, settings.average)
@@ -107,13 +143,14 @@ class FlowMatching(Recipe):
 
     def flow(self) -> Flow:
         s = self.settings
-        return Flow(cast(Denoiser, self.mean.module), self.shape, s.sampler, s.sampler_steps, s.shift)
+        return Flow(cast(Denoiser, self.mean.module), self.shape, s.sampler, s.sampler_steps, self.shift)
 
     def preview(self):
         return {"samples": self.flow().sample(64)}
 
     def product(self):
-        card = {"shape": list(self.shape), "classes": self.classes, "data": self.settings.data}
+        card = {"shape": list(self.shape), "classes": self.classes, "data": self.settings.data,
+                "shift": self.shift, **encoding_card(self.data)}
         if self.seen is not None:
             verdict = check(cast(Denoiser, self.mean.module), *self.seen)
             card["gate"] = {"passed": verdict.passed, "times": list(BINS), "risk over data mean": list(verdict.ratios)}
