@@ -1,0 +1,213 @@
+"""What a product makes, by number: for `stillroom sample` and `stillroom evaluate`."""
+
+import dataclasses
+import hashlib
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stillroom.recipes import find
+from stillroom.settings import Count, Refusal, Share, Where, read_toml
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+AT_ONCE = 256           # samples, about, that one who is killed loses
+DECODED = 16            # latents at once
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawing:
+    """How samples are drawn."""
+
+    seed: int = 0
+    steps: Count | None = None
+    """Sampler steps; what the run's settings say unless given."""
+    guidance: float = 1.0
+    weak: Where = ""
+    """A poorer model of the same data that guidance leads away from: another run, or `early`, the earlier average that
+    some one-step runs keep. Unless given, the model itself without the label."""
+    interval: tuple[Share, Share] = (0.0, 1.0)
+    """Times at which guidance acts, for flows; 0 is data."""
+    batch: Count = 256
+    codec: Where = ""
+    """Decodes latents: the codec that made those on which the run was trained."""
+    device: str = "auto"
+
+
+Sampler = Callable[..., "Tensor"]        # (n, seed, y=, batch=, first=) -> x [n, *shape]
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Samples by number: the i-th does not depend on which others are drawn, nor on the batch."""
+
+    shape: tuple[int, ...]
+    sampler: Sampler
+    labels: Callable[[int, int], "Tensor | None"]       # (first, count)
+    seed: int
+    batch: int
+    card: Mapping[str, Any]
+    """What two draws must share to be parts of one set."""
+    encoding: Mapping[str, Any] | None = None
+    """Of the latents that they are. None for pictures, points, and latents whose run does not say."""
+    classes: int | None = None
+    limit: int | None = None
+
+    @property
+    def kind(self) -> str:
+        if self.encoding is not None:
+            return "latents"
+        return "pictures" if len(self.shape) == 3 and self.shape[0] in (1, 3) else "points"
+
+    @property
+    def digest(self) -> str:
+        return hashlib.sha256(json.dumps(dict(self.card), sort_keys=True).encode()).hexdigest()[:16]
+
+    def __call__(self, first: int, count: int, law: "Tensor | None" = None) -> "Tensor":
+        labels = {} if law is None else {"y": labels_of(self, law, first, count)}
+        return self.sampler(count, self.seed, batch=self.batch, first=first, **labels)
+
+    def chunks(self, first: int, stop: int, law: "Tensor | None" = None) -> Iterator[tuple[int, "Tensor"]]:
+        """(number of the first, samples) from `first` on, in whole batches: so that one who goes on draws the same
+        batches as one who was never stopped."""
+        each = self.batch * max(1, AT_ONCE // self.batch)
+        for i in range(first, stop, each):
+            yield i, self(i, min(each, stop - i), law)
+            if sys.stderr.isatty():
+                print(f"\r{min(i + each, stop)} of {stop}", end="\n" if i + each >= stop else "", file=sys.stderr)
+
+
+def labels_of(draws: Draws, law: "Tensor | None", first: int, count: int) -> "Tensor | None":
+    """Balanced; or those of `law`, from its start again where there are fewer."""
+    import torch
+
+    return draws.labels(first, count) if law is None else law[torch.arange(first, first + count) % len(law)]
+
+
+def open_draws(place: Path, settings: Drawing) -> Draws:
+    from stillroom.train import load_product, product_hash
+    from stillroom.train.world import pick_device
+
+    know_recipe(place)
+    product, device = load_product(place), pick_device(settings.device)
+    card = {"product": product_hash(place), "seed": settings.seed}
+    encoding = product.card.get("encoding")
+    if product.kind == "points":
+        draws = points(product.parts, settings, card)
+    elif product.kind in ("flow", "generator"):
+        model: Any = product.parts[product.kind]
+        how, weak = how_of(product.kind, model, settings), weak_of(product, settings)
+        card |= {"guidance": settings.guidance, **how} | ({"weak": weak[1]} if weak else {})
+        if weak:
+            how["weak"] = weak[0].to(device)
+        model = model.to(device)
+
+        def sampler(n: int, seed: int, **more) -> "Tensor":
+            return model.sample(n, seed, guidance=settings.guidance, **how, **more)
+
+        draws = Draws(tuple(model.shape), sampler, model.labels, settings.seed, settings.batch, card, encoding,
+                      model.classes)
+    else:
+        raise Refusal(f"a product of kind {product.kind!r} is not drawn from")
+    return decoded(draws, settings, device) if settings.codec else draws
+
+
+def points(parts, settings: Drawing, card: dict) -> Draws:
+    if settings.guidance != 1 or settings.steps is not None or settings.weak or settings.interval != (0, 1):
+        raise Refusal("points are not sampled anew: leave out --guidance and --steps")
+    x, y = parts["points"], parts.get("labels")
+
+    def sampler(n: int, _seed: int, first: int = 0, **_how) -> "Tensor":
+        return x[first : first + n]
+
+    def labels(first: int, count: int) -> "Tensor | None":
+        return None if y is None else y[first : first + count]
+
+    return Draws(tuple(x.shape[1:]), sampler, labels, settings.seed, settings.batch, card, limit=len(x))
+
+
+def how_of(kind: str, model: Any, settings: Drawing) -> dict[str, Any]:
+    """What only flows are told."""
+    if kind == "flow":
+        return {"steps": settings.steps or model.steps, "interval": settings.interval}
+    if settings.steps not in (None, 1):
+        raise Refusal("a generator takes one step: leave out --steps")
+    if settings.interval != (0, 1):
+        raise Refusal("a generator knows no times: leave out --interval")
+    return {}
+
+
+def weak_of(product, settings: Drawing) -> tuple[Any, str] | None:
+    """The weaker model, and what names it."""
+    from stillroom.train import load_product, product_hash
+
+    if not settings.weak:
+        return None
+    if settings.guidance == 1:
+        raise Refusal("--weak has no effect at guidance 1: give --guidance too")
+    if settings.weak == "early":
+        if "early" not in product.parts:
+            raise Refusal("--weak early: this run kept no earlier average; name another run")
+        return product.parts["early"], "early"
+    other = load_product(settings.weak)
+    if other.kind != product.kind:
+        raise Refusal(f"--weak {settings.weak}: a product of kind {other.kind!r}; give another {product.kind}")
+    if other.card.get("encoding") != product.card.get("encoding"):
+        raise Refusal(f"--weak {settings.weak}: it was trained on other latents")
+    model: Any = product.parts[product.kind]
+    weak: Any = other.parts[product.kind]
+    if weak.classes != model.classes and not (product.kind == "flow" and weak.classes is None):
+        raise Refusal(f"--weak {settings.weak}: it knows {weak.classes or 'no'} classes, and the run "
+                      f"{model.classes or 'none'}")
+    return weak, product_hash(settings.weak)
+
+
+def decoded(draws: Draws, settings: Drawing, device) -> Draws:
+    """The pictures of latents."""
+    import torch
+
+    codec, name = open_decoder(settings.codec, draws.encoding, draws.shape)
+    codec = codec.to(device)
+
+    @torch.inference_mode()
+    def sampler(n: int, seed: int, **more) -> "Tensor":
+        z = draws.sampler(n, seed, **more)
+        return torch.cat([codec.decode(part.to(device)).clamp(-1, 1).cpu() for part in z.split(DECODED)])
+
+    height, width = (side * codec.space.factor for side in draws.shape[1:])
+    return Draws((3, height, width), sampler, draws.labels, draws.seed, draws.batch, {**draws.card, "codec": name},
+                 classes=draws.classes, limit=draws.limit)
+
+
+def open_decoder(spec: str, encoding: Mapping[str, Any] | None, shape: tuple[int, ...]):
+    """The codec and its hash: the one that made the latents, or one that was distilled from it."""
+    from stillroom.codecs import fingerprint
+    from stillroom.train import load_product
+    from stillroom.train.teacher import is_ours, open_codec
+
+    codec = open_codec(spec)
+    name = fingerprint(codec)
+    if len(shape) != 3 or shape[0] != codec.space.channels:
+        raise Refusal(f"codec {spec}: its latents have {codec.space.channels} channels, and samples are of "
+                      f"{list(shape)}")
+    if encoding is not None:
+        of = load_product(spec).card.get("teacher_hash") if is_ours(Path(spec)) else None
+        same_space = json.loads(json.dumps(dataclasses.asdict(codec.space))) == encoding["space"]
+        if encoding["codec"] != name and not (encoding["codec"] == of and same_space):
+            raise Refusal(f"codec {spec}: the latents are of another codec ({encoding['codec'][:12]}, and this is "
+                          f"{name[:12]}); give that one, or one distilled from it")
+    return codec, name
+
+
+def know_recipe(place: Path) -> None:
+    """Imports the user's own recipe file, if the run is of one: the product's classes are in it."""
+    for run in (place, place.parent):
+        if (run / "settings.toml").is_file():
+            name = str(read_toml(run / "settings.toml").get("recipe", ""))
+            if ".py:" in name:
+                find(name)
+            return

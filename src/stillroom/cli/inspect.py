@@ -1,0 +1,313 @@
+"""`stillroom inspect PLACE`: the geometry of a space, how flows bend in it, and whether drifting will work there."""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from stillroom.cli.flags import parse
+from stillroom.settings import Count, Positive, Refusal, Share, Where
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from stillroom.data import Batch, Encoding, Source, Stream
+    from stillroom.flows import Flow
+    from stillroom.measure.geometry import Over, Stage
+
+ABOUT = ("Measures a space: how many dimensions it spreads in, how its classes and distances lie, what a drifting "
+         "kernel would see of it, and how a flow's trajectories bend. PLACE is a store of latents, a data set, a codec "
+         "(with --data), or a flow or generator, whose samples are measured.")
+LIMIT = 3000            # vectors of one kind, at most: distances are kept of every pair
+FEWEST = 32
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    against: tuple[Where, ...] = ()
+    """Other places, to stand beside it."""
+    flow: tuple[Where, ...] = ()
+    """A flow made on the place's latents or pictures, whose trajectories are followed; with --against one for each
+    place, in their order."""
+    data: Where = ""
+    """Pictures that a codec encodes."""
+    size: Count | None = None
+    """Pixels a side of pictures."""
+    n: Count = 2000
+    """Samples, at most."""
+    temperatures: tuple[Positive, ...] = (0.02, 0.05, 0.2)
+    """Of the kernel, in units of the mean distance."""
+    particles: Count = 64
+    """Samples that a kernel weighs: the positives of a group."""
+    wanted: Share = 0.5
+    """Share of the particles that the temperature to be recommended lets count."""
+    guidance: float = 1.0
+    """Of the flow or generator whose samples are measured."""
+    steps: Count | None = None
+    """Of its sampler."""
+    flow_steps: Count = 32
+    """Along the trajectories that are followed; each costs two evaluations."""
+    flow_samples: Count = 128
+    batch: Count = 64
+    seed: int = 0
+    device: str = "auto"
+    out: Path | None = None
+    """FILE.html: the page; everything measured goes to FILE.json beside it."""
+
+
+class Subject(NamedTuple):
+    """Samples of a space, and what they are samples of. As far as checks of latents go it is a `Source`."""
+
+    name: str
+    what: str
+    x: "Tensor"
+    y: "Tensor | None"
+    classes: tuple[str, ...] | None
+    encoding: "Encoding | None"
+    flow: "Flow | None" = None
+    no_flow: str = "no flow was given: --flow RUN"
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.x.shape[1:])
+
+
+def run(word: str, arguments: list[str]) -> int:
+    place = arguments.pop(0) if arguments and not arguments[0].startswith("-") else ""
+    if not place and not {"-h", "--help"} & set(arguments):
+        raise Refusal("usage: stillroom inspect PLACE [--flow RUN] [--against PLACE2]; see stillroom inspect --help")
+    settings = parse(Settings, arguments, "stillroom inspect PLACE", ABOUT)
+    refuse_what_cannot_be(settings)
+    from stillroom.report.geometry import in_terminal, write_inspection
+    from stillroom.train.files import write_atomically
+    from stillroom.train.world import pick_device
+
+    device = pick_device(settings.device)
+    places = [place, *settings.against]
+    subjects = [with_flow(subject_at(p, settings, device), flow, device)
+                for p, flow in zip(places, [*settings.flow, *[""] * len(places)], strict=False)]
+    found = {"places": [measured(subject, settings) for subject in subjects],
+             "settings": json.loads(json.dumps(dataclasses.asdict(settings), default=str))}
+    in_terminal(found)
+    if settings.out is not None:
+        settings.out.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(settings.out.with_suffix(".json"), json.dumps(found, allow_nan=False))
+        print(f"page: {write_inspection(settings.out, found)}")
+    return 0
+
+
+def refuse_what_cannot_be(settings: Settings) -> None:
+    if len(settings.flow) > 1 + len(settings.against):
+        raise Refusal(f"--flow: {len(settings.flow)} flows for {1 + len(settings.against)} places; give one for each")
+    if not settings.temperatures:
+        raise Refusal("--temperatures: give one or more")
+    if settings.particles < 2 or not 1 <= settings.wanted * settings.particles < settings.particles:
+        raise Refusal(f"--wanted {settings.wanted:g} of {settings.particles} particles: a temperature must let one or "
+                      "more of them count, and not all")
+    if settings.n < FEWEST:
+        raise Refusal(f"--n {settings.n}: of so few samples nothing can be said; give {FEWEST} or more")
+    if settings.out is not None and settings.out.suffix.lower() not in (".html", ".htm"):
+        raise Refusal(f"--out {settings.out}: the page goes to FILE.html")
+
+
+# ---- what is looked at ----
+
+def subject_at(place: str, settings: Settings, device) -> Subject:
+    kind = kind_of(place)
+    if kind == "codec":
+        return encoded(place, settings, device)
+    if kind in ("flow", "generator"):
+        return drawn(place, kind, settings, device)
+    if kind != "data":
+        raise Refusal(f"{place}: a product of kind {kind!r} is no space; give a codec, a flow, a generator or data")
+    from stillroom.data.latents import INDEX
+
+    if settings.size is None and place.partition(":")[0] != "digits" and not (Path(place) / INDEX).exists():
+        raise Refusal(f"{place}: say how large its pictures shall be: --size PIXELS")
+    source, (x, y) = sampled(place, settings)
+    encoding = getattr(source, "encoding", None)
+    what = "pixels" if encoding is None else "latents"
+    return Subject(source.name, what if x.ndim > 2 else "points", x, y, source.classes, encoding)
+
+
+def kind_of(place: str) -> str:
+    """`data`, or what a run, a product or a model's folder holds."""
+    from stillroom.cli.draws import know_recipe
+    from stillroom.train.files import read_json
+    from stillroom.train.product import product_folder
+    from stillroom.train.teacher import is_ours
+
+    path = Path(place)
+    if place == "bundled":
+        return "codec"
+    if place.startswith("ring:"):
+        return "flow"
+    if is_ours(path):
+        know_recipe(path)
+        return str(read_json(product_folder(path) / "product.json").get("kind"))
+    if path.suffix.lower() in (".safetensors", ".pth"):
+        return "codec"
+    config = path / "config.json"
+    if any((path / part / "config.json").is_file() for part in ("unet", "transformer")):
+        return "flow"
+    if (path / "vae" / "config.json").is_file():
+        return "codec"
+    if config.is_file():
+        return "codec" if str(read_json(config).get("_class_name")).startswith("Autoencoder") else "flow"
+    return "data"
+
+
+def sampled(spec: str, settings: Settings) -> "tuple[Source | Stream, Batch]":
+    """Each sample once."""
+    from stillroom.data import Source, open_source, sample
+    from stillroom.settings import Images
+
+    source = open_source(Images(data=spec, size=settings.size or 8))
+    n = min(settings.n, len(source)) if isinstance(source, Source) else settings.n
+    if n < FEWEST:
+        raise Refusal(f"{source.name}: {n} samples are too few to say anything of a space; give {FEWEST} or more")
+    return source, sample(source, n, settings.seed)
+
+
+def encoded(place: str, settings: Settings, device) -> Subject:
+    import torch
+
+    from stillroom.codecs import fingerprint
+    from stillroom.data import Encoding
+    from stillroom.train.teacher import open_codec
+
+    codec = open_codec(place)
+    if not settings.data or settings.size is None:
+        raise Refusal(f"{place}: a codec needs pictures to encode: --data DATA --size PIXELS")
+    if settings.size % codec.space.factor:
+        raise Refusal(f"--size {settings.size} is no multiple of {codec.space.factor}, the pixels that a latent of "
+                      f"{place} spans")
+    source, (x, y) = sampled(settings.data, settings)
+    encoding = Encoding(codec.space, fingerprint(codec), f"centre {settings.size}")
+    codec = codec.to(device)
+    with torch.inference_mode():
+        z = torch.cat([codec.encode(part.to(device)).cpu() for part in x.split(settings.batch)])
+    return Subject(place, f"latents of {source.name}", z.clone(), y, source.classes, encoding)
+
+
+def drawn(place: str, kind: str, settings: Settings, device) -> Subject:
+    from stillroom.data import Encoding, LatentSpace
+    from stillroom.train.product import load_product
+    from stillroom.train.teacher import is_ours, open_teacher
+
+    s, extra = settings, {}
+    card = load_product(place).card if is_ours(Path(place)) else {}
+    model: Any
+    if kind == "flow":
+        model, extra = open_teacher(place), {"steps": s.steps}
+    elif s.steps is None:
+        model = load_product(place).parts["generator"]
+    else:
+        raise Refusal(f"{place}: a generator answers in one step; leave out --steps")
+    model = model.to(device)
+    x = model.sample(s.n, s.seed, guidance=s.guidance, batch=s.batch, **extra)
+    encoding = card.get("encoding")
+    if encoding is not None:
+        encoding = Encoding(LatentSpace(**encoding["space"]), encoding["codec"], encoding["crop"])
+    names = None if model.classes is None else tuple(map(str, range(model.classes)))
+    return Subject(place, f"samples of a {kind}", x, model.labels(0, s.n), names, encoding,
+                   model if kind == "flow" else None, "a generator answers in one step: it has no trajectories")
+
+
+def with_flow(subject: Subject, spec: str, device) -> Subject:
+    """The subject with its flow, when that makes samples of the same space."""
+    if not spec:
+        return subject
+    from stillroom.train.product import load_product
+    from stillroom.train.teacher import is_ours, open_teacher, require_encoding
+
+    flow, name = open_teacher(spec), f"flow {spec}"
+    if flow.shape != subject.shape:
+        raise Refusal(f"{name}: it makes {list(flow.shape)}, and {subject.name} holds {list(subject.shape)}")
+    if is_ours(Path(spec)):
+        space = SimpleNamespace(name=subject.name, encoding=subject.encoding)
+        require_encoding(load_product(spec).card, space, name)      # pyright: ignore[reportArgumentType]
+    return subject._replace(flow=flow.to(device))
+
+
+# ---- what is measured ----
+
+def measured(subject: Subject, settings: Settings) -> dict[str, Any]:
+    from stillroom.measure.geometry import cloud_of
+    from stillroom.measure.portrait import Abstains, portrait, said
+
+    x, space = subject.x.float(), None if subject.encoding is None else subject.encoding.space
+    stages: dict[Stage, Tensor] = {"after": x}          # without a normaliser too: it would change nothing
+    if space is not None and len(set(space.scale)) > 1:
+        stages["before"] = space.denormalise(x)
+    channels = x.shape[1] if x.ndim == 4 else x.shape[-1]
+    overs: tuple[Over, ...] = ("element", "token", "pooled") if x.ndim > 2 and channels > 1 else ("element",)
+    portraits = [
+        portrait(cloud_of(samples, subject.y, over, stage, LIMIT, settings.seed), settings.temperatures,
+                 settings.particles, settings.seed, look_for_clusters=(over, stage) == ("element", "after"))
+        for over in overs for stage, samples in stages.items()
+    ]
+    if isinstance(nothing := portraits[0].spectra["global"], Abstains):
+        raise Refusal(f"{subject.name}: {nothing.why}: it has no geometry")
+    paths = Abstains(subject.no_flow) if subject.flow is None else said(followed, subject.flow, settings)
+    return {"name": subject.name, "what": subject.what, "n": len(x), "shape": list(subject.shape),
+            "classes": None if subject.y is None else len(subject.classes or ()),
+            "normaliser": normaliser(space), "normalised": space is not None,
+            "portraits": plain(portraits), "trajectories": plain(paths)}
+
+
+def normaliser(space) -> str:
+    if space is None:
+        return "none"
+    if len(set(space.scale)) == 1:
+        return "one scale for all channels, so that every number is the same before and after it"
+    return f"a scale for each of {space.channels} channels"
+
+
+def followed(flow: "Flow", settings: Settings):
+    """The flow's trajectories on the linear path, whatever its own: there straight means one step."""
+    from stillroom.flows.flow import noise_of
+    from stillroom.flows.samplers import latest
+    from stillroom.measure.trajectory import trajectories
+    from stillroom.paths import shift, uniform_grid
+
+    path, n = flow.denoiser.path, settings.flow_samples
+    device = next(iter([*flow.parameters(), *flow.buffers()])).device
+    end = path.at(latest(flow.denoiser))
+    start = float(end.sigma / (end.alpha + end.sigma))
+    y = flow.labels(0, n)
+    noise = noise_of(flow.shape, 0, n, settings.seed).to(device)
+    times = uniform_grid(settings.flow_steps, float(shift(end.alpha.new_tensor(start), 1 / flow.shift)), s=flow.shift)
+    return trajectories(linear_velocity(flow, None if y is None else y.to(device)), start * noise, times)
+
+
+def linear_velocity(flow: "Flow", y: "Tensor | None") -> "Callable[[Tensor, Tensor], Tensor]":
+    """eps - x0 at x / (alpha + sigma): scaled so, every path is the linear one at time sigma / (alpha + sigma)."""
+    from stillroom.paths import Linear, convert
+
+    denoiser = flow.denoiser
+    if isinstance(denoiser.path, Linear):
+        return lambda x, t: denoiser.v(x, t, y)
+
+    def velocity(x, t):
+        own = denoiser.path.time((t / (1 - t)).double()).clamp(max=1).to(t)
+        c = denoiser.path.over(own, x)
+        x_t = x * (c.alpha + c.sigma)
+        native = denoiser(x_t, own, y)
+        return convert(native, x_t, c, denoiser.prediction, "eps") - convert(native, x_t, c, denoiser.prediction, "x0")
+
+    return velocity
+
+
+def plain(thing: Any) -> Any:
+    """Records and tensors as JSON holds them."""
+    if hasattr(thing, "_asdict"):
+        return {key: plain(value) for key, value in thing._asdict().items()}
+    if isinstance(thing, dict):
+        return {str(key): plain(value) for key, value in thing.items()}
+    if isinstance(thing, list | tuple):
+        return [plain(value) for value in thing]
+    return thing.tolist() if hasattr(thing, "tolist") else thing

@@ -1,0 +1,223 @@
+"""`stillroom inspect`: what it prints and writes of data, latents, codecs and flows, and what it refuses."""
+
+import contextlib
+import dataclasses
+import io
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from command import TINY, stillroom
+from stillroom.cli import inspect
+from stillroom.codecs.klt import fit_klt
+from stillroom.data import Batch, Encoding, LatentSpace, write_latents
+from stillroom.flows import Denoiser, Flow, Gaussian, OneStep
+from stillroom.nets import MLP, DiT
+from stillroom.paths import VE, Cosine, Linear
+from stillroom.report.geometry_words import verdict
+from stillroom.settings import Refusal
+from stillroom.train.product import save_product
+from stillroom.train.recipe import Product
+
+SPACE = LatentSpace(3, 4, (0.5, 0.0, -1.0), (1.0, 2.0, 4.0))
+ENCODING = Encoding(SPACE, "a" * 64, "centre 16")
+QUICK = "--n 200 --flow-samples 16 --flow-steps 4"
+
+
+def inspected(*words: str | Path) -> str:
+    argv = [w for word in words for w in ([str(word)] if isinstance(word, Path) else word.split())]
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        assert inspect.run("inspect", argv) == 0
+    return out.getvalue()
+
+
+def refused(*words: str | Path) -> str:
+    with pytest.raises(Refusal) as refusal:
+        inspected(*words)
+    assert "\n" not in str(refusal.value)
+    return str(refusal.value)
+
+
+def store(folder: Path, n: int = 240, groups: int = 2, labelled: bool = True, encoding: Encoding = ENCODING,
+          seed: int = 0, x: torch.Tensor | None = None) -> Path:
+    """Latents [3, 2, 2] in groups far apart, that are the classes or are told to nobody."""
+    draws = torch.Generator().manual_seed(seed)
+    y = torch.arange(n) % groups
+    z = torch.randn(n, 3, 2, 2, generator=draws) + 6 * torch.randn(groups, 3, 1, 1, generator=draws)[y]
+    z = encoding.space.denormalise(z if x is None else x)
+    names = [f"group {g}" for g in range(groups)] if labelled else None
+    return write_latents(folder, [Batch(z, y if labelled else None)], encoding, names)
+
+
+def made(place: Path, kind: str, module, encoding: Encoding | None = None) -> Path:
+    extra = {} if encoding is None else json.loads(json.dumps({"encoding": dataclasses.asdict(encoding)}))
+    save_product(Product(kind, {kind: module}, extra), place)
+    return place
+
+
+def small_flow(shape: tuple[int, ...] = (3, 2, 2), classes: int | None = 2) -> Flow:
+    torch.manual_seed(0)
+    net = DiT(shape[0], shape[1], 1, 16, 1, 1, classes=classes)
+    for weight in net.parameters():                 # its last layer begins at 0
+        torch.nn.init.normal_(weight, std=0.3)
+    return Flow(Denoiser(net, Linear(), "v"), shape, "euler", 4)
+
+
+def portrait(found: dict, over: str, stage: str) -> dict:
+    return next(p for p in found["places"][0]["portraits"] if (p["over"], p["stage"]) == (over, stage))
+
+
+def test_a_store_of_latents(tmp_path):
+    page = tmp_path / "new" / "page.html"
+    told = inspected(store(tmp_path / "z"), "--n 200 --out", page)
+    assert told.rstrip().endswith(f"page: {page}")
+    for words in ("Elements, after normalisation", "Tokens, before normalisation", "Pooled, after normalisation",
+                  "z, within class", "clusters within each class", "no flow was given", "Take R = "):
+        assert words in " ".join(told.split()), words
+    html = page.read_text()
+    assert "Where trajectories bend" not in html and html.count("<svg") == 9 and "src=\"http" not in html
+    found = json.loads(page.with_suffix(".json").read_text())
+    assert [(p["over"], p["stage"]) for p in found["places"][0]["portraits"]] == [
+        (over, stage) for over in ("element", "token", "pooled") for stage in ("after", "before")]
+    after, before = portrait(found, "token", "after"), portrait(found, "token", "before")
+    taken = after["spectra"]["within class"]["taken"]
+    assert taken == {"over": "token", "scope": "within class", "stage": "after", "n": 800, "d": 3}
+    assert after["spectra"]["within class"]["participation"] == pytest.approx(3, rel=0.1)
+    values = torch.tensor([1.0, 4.0, 16.0])         # the scales' squares
+    expected = float(values.sum() ** 2 / values.square().sum())
+    assert before["spectra"]["within class"]["participation"] == pytest.approx(expected, rel=0.1)
+    labels = portrait(found, "element", "after")["groupings"]["labels"]
+    assert labels["eta"] > 0.8 and labels["count"] == [2, 2]
+    again = inspected(tmp_path / "z", "--n 200")
+    assert again == told[: told.index("page:")]
+
+
+def test_groups_that_nobody_names_are_looked_for(tmp_path):
+    told = inspected(store(tmp_path / "z", labelled=False), "--n 240")
+    assert "drifting is likely to work" in told.lower() and "clusters of all samples (k-means, k = 2" in told
+    assert "within class" not in told.split("Trajectories")[0] and "there are no labels" in told
+
+
+def test_a_single_gaussian_has_no_groups_and_kappa_abstains(tmp_path):
+    x = torch.randn(240, 3, 2, 2, generator=torch.Generator().manual_seed(4))
+    told = inspected(store(tmp_path / "z", labelled=False, x=x))
+    assert "Kappa abstains: no groups were found" in told and "hardly more than k-means finds" in told
+    told = inspected(store(tmp_path / "one", groups=1))
+    assert "all samples are of one class" in told
+
+
+def test_side_by_side_with_the_flow_of_one(tmp_path):
+    flow = made(tmp_path / "flow", "flow", small_flow(), ENCODING)
+    a, b = store(tmp_path / "a"), store(tmp_path / "b", seed=1)
+    page = tmp_path / "page.html"
+    told = inspected(a, "--against", b, "--flow", flow, QUICK, "--out", page)
+    assert "a, global" in told and "b, within class" in told and "straightness" in told
+    assert "Where trajectories bend" in page.read_text()
+    first, second = json.loads(page.with_suffix(".json").read_text())["places"]
+    assert first["trajectories"]["steps"] == 4 and second["trajectories"] == {"why": "no flow was given: --flow RUN"}
+
+
+def test_a_codec_encodes_what_it_is_given(tmp_path):
+    x = torch.rand(200, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    codec = fit_klt(x, 4, 3)
+    place = made(tmp_path / "codec", "codec", codec)
+    told = inspected(place, "--data digits --size 16", QUICK)
+    assert "latents of digits:train" in told and "48 numbers each" in told
+    assert "say how large" not in told and "--data DATA --size" in refused(place)
+    assert "no multiple of 4" in refused(place, "--data digits --size 18")
+
+
+def test_a_flow_and_a_generator_are_measured_by_their_samples(tmp_path):
+    flow = made(tmp_path / "flow", "flow", small_flow(), ENCODING)
+    told = inspected(flow, QUICK)
+    assert "samples of a flow" in told and "Elements, before normalisation" in told and "turning" in told
+    one = OneStep(DiT(3, 2, 1, 16, 1, 1, classes=2), Linear(), "v", (3, 2, 2))
+    generator = made(tmp_path / "generator", "generator", one, ENCODING)
+    told = inspected(generator, QUICK)
+    assert "samples of a generator" in told and "has no trajectories" in told
+    assert "leave out --steps" in refused(generator, QUICK, "--steps 3")
+    assert "ring" in inspected("ring:8", QUICK)
+    still = Flow(Denoiser(DiT(3, 2, 1, 16, 1, 1, classes=2), Linear(), "v"), (3, 2, 2), "euler", 4)
+    told = inspected(made(tmp_path / "still", "flow", still, ENCODING), QUICK)
+    assert "not followed: the flow moves nothing" in told and "Take R = " in told
+
+
+def test_trajectories_are_those_of_the_linear_path_whatever_the_flows_own():
+    """The same Gaussian on three paths: its flow between noise and data is one and the same map."""
+    settings = inspect.Settings(flow_steps=60, flow_samples=32)
+    found = []
+    for path in (Linear(), Cosine(), VE()):
+        denoiser = Gaussian(torch.zeros(3), torch.diag(torch.tensor([1.0, 0.25, 0.04])), path)
+        found.append(inspect.followed(Flow(denoiser, (3,)), settings))
+    for other in found[1:]:
+        assert other.path_ratio == pytest.approx(found[0].path_ratio, rel=0.02)
+        assert other.straightness == pytest.approx(found[0].straightness, rel=0.05)
+
+
+def test_pictures_and_points(tmp_path):
+    told = inspected("digits", QUICK)
+    assert "8 numbers each" not in told and "(pixels, 64 numbers each, not normalised)" in told
+    assert "Tokens" not in told                     # of one channel they are numbers
+    assert "--size PIXELS" in refused("shapes", QUICK)
+    run = tmp_path / "run"
+    assert stillroom(f"train flow {TINY} --steps 2 --sampler-steps 2 --quiet --out", run).code == 0
+    assert "samples of a flow" in inspected(run, "--n 64 --flow-samples 8 --flow-steps 3")
+    assert "Trajectories" in inspected("digits", "--flow", run, "--n 100 --flow-samples 8 --flow-steps 3")
+
+
+@pytest.mark.parametrize(("words", "reason"), [
+    ("--n 8", "so few samples"), ("--wanted 1", "and not all"), ("--wanted 0.001", "one or more"),
+    ("--particles 1", "must let"), ("--out page.png", "FILE.html"), ("--flow a b", "2 flows for 1 places"),
+    ("--temperatures 0", "must be above 0"), ("--smaples 4", "is not a setting"),
+])
+def test_settings_that_cannot_be(words, reason):
+    assert reason in refused("digits", words)
+
+
+def test_what_cannot_be_looked_at_is_one_line(tmp_path):
+    a = store(tmp_path / "a")
+    other = made(tmp_path / "other", "flow", small_flow((3, 4, 4)), ENCODING)
+    assert "makes [3, 4, 4], and" in refused(a, "--flow", other)
+    elsewhere = dataclasses.replace(ENCODING, codec="b" * 64)
+    other = made(tmp_path / "elsewhere", "flow", small_flow(), elsewhere)
+    assert "made on other latents" in refused(a, "--flow", other)
+    other = made(tmp_path / "pictures", "flow", small_flow())
+    assert "made on pictures" in refused(a, "--flow", other)
+    constant = store(tmp_path / "constant", x=torch.full((240, 3, 2, 2), 0.3))
+    assert "all samples are equal" in refused(constant)
+    assert "too few" in refused(store(tmp_path / "few", n=20))
+    bank = made(tmp_path / "bank", "features", MLP(2, 8, 1))
+    assert "is no space" in refused(bank)
+    assert "no such file" in refused(tmp_path / "nowhere", "--size 8")
+    assert "usage" in refused("")
+
+
+def test_words_follow_the_numbers():
+    """Grouping, index and threshold in words, from a record of each kind."""
+    taken = {"over": "element", "scope": "global", "stage": "after", "n": 500, "d": 8}
+
+    def told(eta: float, null: float):
+        grouping = {"taken": taken, "name": "clusters of all samples", "count": [3, 3], "eta": eta, "null": null,
+                    "null_std": 0.001}
+        why = {"why": "there are no labels"}
+        seen = {"taken": taken, "particles": 64, "temperatures": [0.02, 0.2], "measured": [0.1, 0.6],
+                "predicted": [0.1, 0.6]}
+        p = {"over": "element", "stage": "after", "spectra": {"global": {"participation": 8.0}, "within class": why},
+             "seen": {"global": seen, "within class": why}, "curves": {"global": seen, "within class": why},
+             "groupings": {"labels": why, "clusters": grouping, "clusters within class": why}}
+        place = {"what": "latents", "shape": [8], "normalised": True, "portraits": [p],
+                 "trajectories": {"why": "no flow was given"}}
+        return verdict(place, {"temperatures": [0.2, 0.02], "wanted": 0.5, "particles": 64})
+
+    works, fails, between, none = told(0.2, 0.05), told(0.03, 0.01), told(0.1, 0.02), told(0.3, 0.29)
+    assert works.tone == "good" and "kappa = 5, grouping: clusters of all samples" in works.status
+    assert fails.tone == "bad" and "unlikely" in fails.status and "below 2 failed" in " ".join(fails.sentences)
+    assert between.tone == "open" and "kappa = 2.5" in between.status
+    assert none.tone == "open" and "abstains" in none.status
+    expected = 0.02 * (0.2 / 0.02) ** ((0.5 - 0.1) / 0.5)
+    assert any(f"Take R = {expected:.2g}" in sentence for sentence in works.sentences)
+    assert math.isclose(expected, 0.126, rel_tol=0.01)
