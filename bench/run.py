@@ -7,7 +7,7 @@ from pathlib import Path
 
 from compare import HERE, regenerate
 
-BENCHES = ("startup", "overhead", "loader", "encoder", "student")
+BENCHES = ("startup", "overhead", "loader", "encoder", "student", "drift")
 
 
 def main() -> None:

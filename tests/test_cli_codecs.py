@@ -142,7 +142,7 @@ def test_what_is_no_codec_is_refused(home, tmp_path):
             (tmp_path / name).write_bytes(pickle.dumps({"a": Opens()}, protocol=2))
         assert word in refused("encode", photo, "--out z --codec", name), name
     assert "no folder" in refused("export none --to diffusers --out z")
-    assert "no folder" in refused("cache none --data leaves --size 16 --out z")
+    assert "no folder" in refused("cache --codec none --data leaves --size 16 --out z")
     assert not (tmp_path / "z").exists() and not (tmp_path / "opened").exists()
 
 
@@ -185,7 +185,7 @@ def test_a_killed_cache_goes_on_and_a_flow_learns_from_it(home, tmp_path, monkey
 
     killed = []
     monkeypatch.setattr(Codec, "encode", encode)
-    words = ["cache", home / "klt", "--data", home / "many", "--size 16 --batch 10 --out"]
+    words = ["cache", "--codec", home / "klt", "--data", home / "many", "--size 16 --batch 10 --out"]
     assert stillroom(*words, "store").code == 130
     assert "its writing was interrupted" in refused("train flow --data store --out run --size 2")
     seen.clear()
@@ -206,10 +206,10 @@ def test_a_killed_cache_goes_on_and_a_flow_learns_from_it(home, tmp_path, monkey
                      "--precision float32 --out run")
     assert told.code == 0, told.err
     assert package.load("run").sample(2).shape == (2, 8, 2, 2)
-    line = refused("cache", home / "net", *words[2:], "store")
+    line = refused("cache", "--codec", home / "net", *words[3:], "store")
     assert "another space: other channels, shift, scale, offset; write to a new folder" in line
     assert "another crop" in refused(*words[:-1], "--size 24 --out store")
-    assert "another origin" in refused("cache", home / "klt", "--data", home / "photos", "--size 16 --out store")
+    assert "another origin" in refused(*words[:3], "--data", home / "photos", "--size 16 --out store")
     assert "no multiple of 8" in refused(*words[:-1], "--size 20 --out other")
     assert "leave out --crop and --flip" in refused(*words, "other --flip")
 

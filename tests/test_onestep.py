@@ -33,7 +33,8 @@ def test_a_student_begins_as_its_teacher_at_pure_noise(path):
     for takes_strength in (False, True):
         student = student_of(teacher, (2, 8, 8), takes_strength)
         assert torch.equal(student(z, y), there)
-        assert all(p.data_ptr() != q.data_ptr() for p, q in zip(student.net.parameters(), teacher.net.parameters(), strict=False))
+        mine = dict(student.net.named_parameters())
+        assert all(mine[name] is not p and torch.equal(mine[name], p) for name, p in teacher.net.named_parameters())
     strong = student(z, y, torch.full((4,), 3.0))
     assert torch.equal(strong, there)                               # at first the strength has no effect
     shaken(student.net.condition.strength)

@@ -6,7 +6,7 @@ import math
 import multiprocessing
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,12 +22,16 @@ from stillroom.train.files import write_atomically
 from stillroom.train.folder import machine, now
 
 
+def run_in(folder: Path, recipe: type, given: Mapping[str, Any] | None = None, **settings: Any) -> Path:
+    """A run of the recipe. Always on the CPU and in float32, so that the figures are those of any laptop."""
+    resolved = recipe.Settings(out=folder, device="cpu", precision="float32", **settings)
+    return train.start(recipe, resolved, recipe.__name__, given, watch=train.Silent())
+
+
 def trained(recipe: type, **settings: Any) -> Any:
-    """What a run of the recipe leaves, loaded from its folder, which then goes. Always on the CPU and in float32, so
-    that the figures are those of any laptop."""
+    """What such a run leaves, loaded from its folder, which then goes."""
     with tempfile.TemporaryDirectory(prefix="stillroom-claim-") as folder:
-        resolved = recipe.Settings(out=Path(folder) / "run", device="cpu", precision="float32", **settings)
-        return train.load(train.start(recipe, resolved, recipe.__name__, watch=train.Silent()))
+        return train.load(run_in(Path(folder) / "run", recipe, **settings))
 
 
 Task = tuple[str, int]

@@ -1,11 +1,11 @@
-"""`stillroom cache CODEC`: a whole data set to a store of latents. Killed, the same command goes on."""
+"""`stillroom cache --codec CODEC`: a whole data set to a store of latents. Killed, the same command goes on."""
 
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from stillroom.cli.flags import parse
-from stillroom.settings import Count, Images, Refusal
+from stillroom.settings import Count, Images, Refusal, Where
 
 ABOUT = "Encodes a data set once, so that flows can be trained on its latents: --data FOLDER of this command's --out."
 
@@ -14,6 +14,8 @@ LEAST, SHARDS = 64, 256     # pictures a file at least, and files at most, about
 
 @dataclass(frozen=True, kw_only=True)
 class Settings(Images):
+    codec: Where
+    """`bundled`, a run or product, a TAESD weight file, a diffusers folder, or a hub id."""
     out: Path
     """The store's folder. An unfinished one is gone on with."""
     batch: Count = 16
@@ -21,12 +23,7 @@ class Settings(Images):
 
 
 def run(word: str, arguments: list[str]) -> int:
-    command = "stillroom cache CODEC"
-    if not arguments or arguments[0].startswith("-"):
-        if {"-h", "--help"} & set(arguments):
-            parse(Settings, ["--help"], command, ABOUT)
-        raise Refusal(f"usage: {command} --data DATA --size PIXELS --out FOLDER")
-    settings = parse(Settings, arguments[1:], command, ABOUT)
+    settings = parse(Settings, arguments, "stillroom cache", ABOUT)
     if settings.crop != "centre" or settings.flip:
         raise Refusal("a store holds each picture once: leave out --crop and --flip")
     from stillroom.codecs import fingerprint
@@ -34,7 +31,7 @@ def run(word: str, arguments: list[str]) -> int:
     from stillroom.train.teacher import open_codec
     from stillroom.train.world import pick_device
 
-    codec, source = open_codec(arguments[0]).to(pick_device(settings.device)), open_source(settings)
+    codec, source = open_codec(settings.codec).to(pick_device(settings.device)), open_source(settings)
     if not isinstance(source, Source):
         raise Refusal(f"{source.name}: a stream is not cached; give a folder or a parquet file")
     if settings.size % codec.space.factor:

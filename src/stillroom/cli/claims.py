@@ -59,6 +59,7 @@ def run_claims(arguments: list[str]) -> int:
     no_flags_left(arguments, "run", ("--quick", "--seeds", "--out", "--jobs", "--data"))
     if not arguments:
         raise Refusal(f"stillroom claims run: name one or more of {', '.join(e.name for e in listing())}")
+    arguments = [name.replace("_", "-") for name in arguments]          # as the files are called
     for name in arguments:
         check_name(name)
     seeds = None if given is None else seeds_in(given)

@@ -15,7 +15,7 @@ COMMANDS = {
     "decode": ("codec", "latents to pictures"),
     "reconstruct": ("codec", "pictures through a codec and back"),
     "sweep": ("sweep", "a codec over sizes and scales: stillroom sweep RUN --data HELDOUT"),
-    "cache": ("cache", "a data set to a store of latents: stillroom cache CODEC --data DATA"),
+    "cache": ("cache", "a data set to a store of latents: stillroom cache --codec CODEC --data DATA"),
     "inspect": ("inspect", "the geometry of a space, and whether drifting will work there"),
     "evaluate": ("evaluate", "samples against data, beside real against real"),
     "export": ("export", "a codec for diffusers, ComfyUI or ONNX: stillroom export RUN --to diffusers"),

@@ -2,7 +2,21 @@
 
 from stillroom.match.coverage import uncovered
 from stillroom.match.denoising import pseudo_huber, squared_error
+from stillroom.match.drift import (
+    Drift,
+    Weights,
+    auto_temperatures,
+    diagnose,
+    drift,
+    drift_loss,
+    field,
+    mean_shift,
+    real_floor,
+)
 from stillroom.match.gap import gap, pseudo_target, residual_weight
 from stillroom.match.parzen import parzen_x0
 
-__all__ = ["gap", "parzen_x0", "pseudo_huber", "pseudo_target", "residual_weight", "squared_error", "uncovered"]
+__all__ = [
+    "Drift", "Weights", "auto_temperatures", "diagnose", "drift", "drift_loss", "field", "gap", "mean_shift",
+    "parzen_x0", "pseudo_huber", "pseudo_target", "real_floor", "residual_weight", "squared_error", "uncovered",
+]

@@ -5,8 +5,9 @@ from torch import Tensor
 
 
 def uncovered(x: Tensor, anchors: Tensor, alpha: float = 0.5) -> Tensor:
-    """[G]: mean over anchors of relu(alpha s(a | anchors) - s(a | x)), with s(a | S) the mean of exp(-|a - s|^2 / 2 h^2)
-    over S, leaving a itself out, and h the median distance of the anchors. x [G, N, C], anchors [G, P, C], P >= 2.
+    """[G]: mean over anchors of relu(alpha s(a | anchors) - s(a | x)), with s(a | S) the mean over S of
+    exp(-|a - s|^2 / 2 h^2), leaving a itself out, and h the median distance of the anchors. x [G, N, C], anchors
+    [G, P, C], P >= 2.
 
     The anchor-margin term of teacher-feature drifting (arXiv 2605.07327), against collapse within a class.
     """

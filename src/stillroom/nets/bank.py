@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 
 class Bank(nn.Module):
-    """Holds up to `size` samples of each class; the newest replace the oldest. Part of a checkpoint, not of a product."""
+    """Holds up to `size` samples of each class; the newest replace the oldest. Part of checkpoints, not of products."""
 
     x: Tensor
     count: Tensor

@@ -47,8 +47,8 @@ class TimeEmbedding(nn.Module):
 
 
 class Condition(nn.Module):
-    """c(t, y, r, w) = time(t) + gap(t - r) + label(y) + strength(w): [*t.shape, width]. The label table's last row is the
-    null label. The strength's part starts at zero: a net that is given it anew answers at first as it did without."""
+    """c(t, y, r, w) = time(t) + gap(t - r) + label(y) + strength(w): [*t.shape, width]. The label table's last row is
+    the null label. The strength's part starts at zero: a net that gets it anew answers as it did without."""
 
     def __init__(self, width: int, classes: int | None, two_times: bool, guided: bool = False):
         super().__init__()

@@ -1,0 +1,193 @@
+"""One-step students: that each moves its samples towards the data, what it measures, and what it refuses."""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+
+import stillroom
+from stillroom.data import Encoding, LatentSpace, Tensors
+from stillroom.measure import energy_distance
+from stillroom.recipes.consistency import Consistency
+from stillroom.recipes.dmd import DMD
+from stillroom.recipes.drifting import Drifting, Field, power_law
+from stillroom.recipes.endpoint import Endpoint
+from stillroom.recipes.flow import FlowMatching
+from stillroom.settings import Optimizer, Refusal
+from stillroom.train import Silent, load_product, start
+from stillroom.train.folder import read_rows
+
+PLAIN = {"precision": "float32", "device": "cpu", "log_every": 10}
+POINTS = {"data": "given", "size": 1, "width": 64, "depth": 2}
+RATE = Optimizer(lr=2e-3, clip=1.0, warmup=10, decay="cosine")
+
+
+def clusters(count: int = 600) -> tuple[torch.Tensor, torch.Tensor]:
+    """Two classes, each of two tight clusters."""
+    g = torch.Generator().manual_seed(0)
+    y = torch.arange(count) % 2
+    side = torch.randint(2, (count,), generator=g) * 2 - 1
+    centre = torch.stack([1.5 * side, 1.0 * (2 * y - 1)], 1)
+    return centre + 0.1 * torch.randn(count, 2, generator=g), y
+
+
+@pytest.fixture(scope="module")
+def data():
+    return Tensors(*clusters(), ["low", "high"], "clusters")
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory, data):
+    out = tmp_path_factory.mktemp("teacher") / "run"
+    settings = FlowMatching.Settings(out=out, steps=600, batch=256, model=RATE, average=0.99, **POINTS, **PLAIN)
+    return str(start(FlowMatching, settings, "flow", {"data": data}, Silent()))
+
+
+def run(recipe, out, data, **more):
+    given = {"data": data} if recipe.inputs else None
+    shape = POINTS if recipe is Drifting else {"data": "given", "size": 1} if recipe.inputs else {}
+    settings = recipe.Settings(out=out, **{"batch": 64, "student": RATE, "average": 0.98, **shape, **PLAIN, **more})
+    return start(recipe, settings, recipe.__name__.lower(), given, Silent())
+
+
+def far(generator, data) -> float:
+    """Of samples from the data, class by class."""
+    x, y = generator.sample(600), generator.labels(0, 600)
+    return sum(float(energy_distance(x[y == c], data.x[data.y == c])) for c in (0, 1))
+
+
+@pytest.mark.parametrize("recipe", [Drifting, DMD, Endpoint, Consistency])
+def test_a_student_comes_nearer_than_its_teachers_one_step(tmp_path, teacher, data, recipe):
+    extra = {"pairs": 500, "teacher_steps": 10} if recipe is Endpoint else {}
+    start_of = far(stillroom.load(run(recipe, tmp_path / "none", data, teacher=teacher, steps=1, **extra)), data)
+    student = stillroom.load(run(recipe, tmp_path / "run", data, teacher=teacher, steps=300, **extra))
+    assert far(student, data) < 0.5 * start_of
+    product = load_product(tmp_path / "run")
+    assert product.kind == "generator" and product.card["shape"] == [2] and product.card["classes"] == 2
+
+
+def test_drifting_learns_from_data_alone(tmp_path, data):
+    student = stillroom.load(run(Drifting, tmp_path / "run", data, steps=300))
+    assert far(student, data) < 0.1
+
+
+@pytest.mark.parametrize("more", [
+    {"field": Field(coupling="separate")}, {"field": Field(kernel="gauss", temperatures=(0.2, 0.5))},
+    {"field": Field(temperatures=())}, {"noising": "both"}, {"noising": "query", "noise": (0.1, 0.6)},
+    {"coverage": 1.0}, {"positives": "teacher", "teacher_samples": 300}, {"strongest": 3.0, "unconditional": 8},
+    {"drop": 0.3},
+], ids=lambda m: "-".join(m))
+def test_every_option_of_drifting_trains(tmp_path, teacher, data, more):
+    student = stillroom.load(run(Drifting, tmp_path / "run", data, teacher=teacher, steps=60, **more))
+    assert student.sample(8).isfinite().all()
+
+
+def test_taps_of_maps_and_of_the_teachers_hidden_states(tmp_path):
+    x = torch.randn(64, 2, 4, 4, generator=torch.Generator().manual_seed(1))
+    data = Tensors(x, torch.arange(64) % 2, None, "maps")
+    net = {"data": "given", "size": 4, "net": "dit", "width": 32, "depth": 2, "patch": 2}
+    flow = FlowMatching.Settings(out=tmp_path / "flow", steps=2, batch=16, **net, **PLAIN)
+    start(FlowMatching, flow, "flow", {"data": data}, Silent())
+
+    class Ungated(Drifting):
+        def check(self, batch):
+            """A teacher of two steps passes no gate, and none is needed here."""
+
+    settings = Ungated.Settings(out=tmp_path / "run", teacher=str(tmp_path / "flow"), steps=2, batch=16, bank=32,
+                                support=8, taps=("identity", "tokens", "pooled", "patches2", "hidden"),
+                                layers=("blocks.0", "blocks.1"), noising="both", **net, **PLAIN | {"log_every": 1})
+    start(Ungated, settings, "drifting", {"data": data}, Silent())
+    terms = {k.removeprefix("student/") for k in read_rows(tmp_path / "run" / "metrics.jsonl")[0] if "student/" in k}
+    assert terms >= {"identity", "tokens", "mean", "deviation", "mean 2x2", "deviation 2x2", "blocks.0 tokens",
+                     "blocks.1 mean", "blocks.1 deviation"}
+
+
+def test_what_is_told_is_the_field_beside_that_of_real_samples(tmp_path, data):
+    place = run(Drifting, tmp_path / "run", data, steps=300)
+    rows = read_rows(place / "metrics.jsonl")
+    ratios = [row["field/identity"] / row["field/identity, floor"] for row in rows]
+    assert ratios[0] > 3                                        # generated samples are far from real ones at first
+    assert 0.5 < sum(ratios[-5:]) / 5 < 2                       # and then as near as real ones are
+    assert max(r["student/identity"] for r in rows) < 1.5 * min(r["student/identity"] for r in rows)   # stands still
+
+
+def test_how_often_a_row_is_written_changes_nothing(tmp_path, data):
+    a, b = (stillroom.load(run(Drifting, tmp_path / str(k), data, steps=12, log_every=k)) for k in (2, 5))
+    assert all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters(), strict=True))
+
+
+def test_a_resumed_run_ends_the_same(tmp_path, data):
+    whole = run(Drifting, tmp_path / "whole", data, steps=20, early=0.3, checkpoint_every=10)
+    part = run(Drifting, tmp_path / "part", data, steps=20, early=0.3, checkpoint_every=10)
+    for path in (part / "checkpoints").glob("*20*"):
+        path.rename(part / "gone")
+    (part / "product").rename(part / "old")
+    stillroom.train.resume(part, lambda _: Drifting, {"data": data}, Silent())
+    a, b = load_product(whole).parts, load_product(part).parts
+    assert set(a) == {"generator", "early"}
+    for name in a:
+        pairs = zip(a[name].state_dict().values(), b[name].state_dict().values(), strict=True)
+        assert all(torch.equal(p, q) for p, q in pairs)
+    assert not torch.equal(a["early"].net.final.weight, a["generator"].net.final.weight)
+
+
+def test_strengths_follow_their_power_law():
+    u = torch.linspace(0, 1, 100_001, dtype=torch.float64)
+    w = power_law(u, 4.0, 3.0)
+    assert w[0] == 1 and abs(float(w[-1]) - 4) < 1e-9
+    # of a density c w^-3 on [1, 4], c = 2 / (1 - 1/16): the share below 2 is c/2 (1 - 1/4)
+    assert abs(float((w < 2).double().mean()) - (1 - 1 / 4) / (1 - 1 / 16)) < 1e-4
+    assert torch.allclose(power_law(u, 4.0, 1.0).log(), u * torch.tensor(4.0, dtype=torch.float64).log())
+
+
+@pytest.mark.parametrize(("more", "says"), [
+    ({"batch": 63}, "does not divide into 2 groups"),
+    ({"batch": 2}, "which nothing pushes"),
+    ({"support": 300}, "bank of 256"),
+    ({"taps": ("identiti",)}, "did you mean 'identity'"),
+    ({"taps": ()}, "name at least one"),
+    ({"taps": ("features",)}, "come together"),
+    ({"taps": ("hidden",)}, "come together"),
+    ({"strongest": 0.5}, "begin at 1"),
+    ({"noising": "query", "strongest": 2.0}, "without guidance"),
+    ({"positives": "teacher"}, "name the teacher too"),
+    ({"taps": ("patches2",)}, "no whole number"),
+])
+def test_what_cannot_be_is_refused_in_a_line(tmp_path, data, more, says):
+    with pytest.raises(Refusal, match=says) as error:
+        run(Drifting, tmp_path / "run", data, steps=2, **more)
+    assert "\n" not in str(error.value)
+
+
+def test_a_class_of_one_sample_is_refused(tmp_path):
+    x, y = clusters(40)
+    data = Tensors(torch.cat([x, x[:1]]), torch.cat([y, torch.tensor([2])]), ["low", "high", "lonely"], "clusters")
+    with pytest.raises(Refusal, match="fewer than two samples of lonely"):
+        run(Drifting, tmp_path / "run", data, steps=2, batch=48)
+
+
+def test_a_teacher_of_other_latents_is_refused(tmp_path, teacher, data):
+    other = Tensors(data.x, data.y, data.classes, "latents")
+    other.encoding = Encoding(LatentSpace(1, 1, (0.0,), (1.0,)), "abc", "centre 2")
+    with pytest.raises(Refusal, match="made on pictures, and latents holds latents"):
+        run(Drifting, tmp_path / "run", other, teacher=teacher, steps=2)
+    wide = Tensors(torch.randn(20, 3), torch.arange(20) % 2, None, "wide")
+    with pytest.raises(Refusal, match=r"it makes \[2\], and wide holds \[3\]"):
+        run(Drifting, tmp_path / "run", wide, teacher=teacher, steps=2)
+    alone = Tensors(data.x, name="alone")
+    with pytest.raises(Refusal, match="it knows 2 classes, and alone has none"):
+        run(Consistency, tmp_path / "run", alone, teacher=teacher, steps=2)
+
+
+def test_the_encoding_is_on_the_card(tmp_path, data):
+    other = Tensors(data.x, data.y, data.classes, "latents")
+    other.encoding = Encoding(LatentSpace(1, 1, (0.0,), (1.0,)), "abc", "centre 2")
+    card = load_product(run(Drifting, tmp_path / "run", other, steps=2)).card
+    assert card["encoding"] == json.loads(json.dumps(dataclasses.asdict(other.encoding)))
+
+
+@pytest.mark.parametrize("recipe", [DMD, Endpoint])
+def test_a_teacher_without_a_network_is_refused(tmp_path, recipe):
+    with pytest.raises(Refusal, match="no network for a student to start from"):
+        run(recipe, tmp_path / "run", None, teacher="ring:4", steps=2)
