@@ -179,3 +179,10 @@ def test_nan_is_named_when_it_is_read(tmp_path):
     assert source.fetch([10, 12], 0).x.isfinite().all()
     with pytest.raises(Refusal, match=r"latents-00001\.safetensors: latent 11 holds NaN"):
         source.fetch([0, 11], 0)
+
+
+def test_a_store_has_no_splits(tmp_path):
+    store(tmp_path / "latents")
+    assert len(open_source(Images(data=f"{tmp_path}/latents:train", size=3))) == 23
+    with pytest.raises(Refusal, match="has no split 'test'"):
+        open_source(Images(data=f"{tmp_path}/latents:test", size=3))

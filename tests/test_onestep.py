@@ -71,6 +71,8 @@ def test_guidance_extrapolates_from_the_weaker_answer():
     null = torch.full((6,), 3)
     assert torch.allclose(one.sample(6, guidance=1.5), one(z, y) + 0.5 * (one(z, y) - one(z, null)), atol=1e-5)
     assert torch.allclose(one.sample(6, guidance=1.5, weak=weak), one(z, y) + 0.5 * (one(z, y) - weak(z, y)), atol=1e-5)
+    blind = OneStep(shaken(MLP(2, 32), 3), Linear(), "v", (2,))
+    assert torch.allclose(one.sample(6, guidance=1.5, weak=blind), one(z, y) + 0.5 * (one(z, y) - blind(z)), atol=1e-5)
     assert torch.equal(extrapolated(1.0, z, y[:, None].float()), z)
 
 

@@ -112,6 +112,24 @@ def test_what_is_told_is_the_field_beside_that_of_real_samples(tmp_path, data):
     assert max(r["student/identity"] for r in rows) < 1.5 * min(r["student/identity"] for r in rows)   # stands still
 
 
+def test_samples_that_have_contracted_are_told_of(data):
+    recipe = Drifting(Drifting.Settings(out="unused", batch=64, **POINTS), data)
+
+    class Turn:
+        def __init__(self):
+            self.said = []
+
+        def note(self, text):
+            self.said.append(text)
+
+    turn = Turn()
+    for ratio in (1.0,) * 15 + (0.1,) * 3:                          # a mean of 0.73 over the last ten
+        recipe.warn_if_contracted("identity", ratio, turn)
+    assert not turn.said
+    recipe.warn_if_contracted("identity", 0.1, turn)                # 0.64
+    assert len(turn.said) == 1 and "noising = both" in turn.said[0]
+
+
 def test_how_often_a_row_is_written_changes_nothing(tmp_path, data):
     a, b = (stillroom.load(run(Drifting, tmp_path / str(k), data, steps=12, log_every=k)) for k in (2, 5))
     assert all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters(), strict=True))
@@ -158,6 +176,12 @@ def test_what_cannot_be_is_refused_in_a_line(tmp_path, data, more, says):
     with pytest.raises(Refusal, match=says) as error:
         run(Drifting, tmp_path / "run", data, steps=2, **more)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("more", [{"drop": 0.2}, {"strongest": 2.0}])
+def test_without_labels_nothing_is_guided(tmp_path, data, more):
+    with pytest.raises(Refusal, match="no labels"):
+        run(Drifting, tmp_path / "run", Tensors(data.x, name="alone"), steps=2, **more)
 
 
 def test_a_class_of_one_sample_is_refused(tmp_path):

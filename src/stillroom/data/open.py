@@ -118,6 +118,8 @@ def placed(spec: str) -> Rows | Tars | Path:
         return saved(path, split or "train")
     path, split = _descend(path, split)
     if (path / INDEX).exists() or any(path.glob("latents-*.safetensors")):
+        if split not in (None, "train"):
+            raise Refusal(f"{path}: a store of latents has no split {split!r}; cache that split by itself")
         return path
     for ending in ("parquet", "tar"):
         found = sorted(p for p in path.glob(f"*.{ending}") if not p.name.startswith("."))

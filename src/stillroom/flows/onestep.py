@@ -77,7 +77,8 @@ class OneStep(nn.Module):
         if self.takes_strength and weak is None:
             return lambda z, y=None, w=None: self(z, y, torch.full((len(z),), guidance, device=z.device))
         if weak is not None:
-            return lambda z, y=None, w=None: extrapolated(guidance, self(z, y), weak(z, y))
+            blind = weak.classes is None
+            return lambda z, y=None, w=None: extrapolated(guidance, self(z, y), weak(z, None if blind else y))
         return lambda z, y=None, w=None: extrapolated(guidance, self(z, y), self(z))
 
 

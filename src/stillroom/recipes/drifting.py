@@ -132,7 +132,7 @@ class Drifting(Recipe):
         self.classes = None if data.classes is None else len(data.classes)
         self.groups = min(settings.groups, self.classes or 1)
         self.n = settings.batch // self.groups
-        refuse_what_cannot_be(settings, self.groups)
+        refuse_what_cannot_be(settings, self.groups, self.classes)
         self.teacher = open_teacher_of(settings.teacher, data) if settings.teacher else None
         self.student = self.begun(self.teacher) if self.teacher else self.anew()
         self.mean = Average(self.student, settings.average)
@@ -363,7 +363,7 @@ def power_law(u: Tensor, strongest: float, power: float) -> Tensor:
     return (1 + u * (strongest ** (1 - power) - 1)) ** (1 / (1 - power))
 
 
-def refuse_what_cannot_be(s: Settings, groups: int) -> None:
+def refuse_what_cannot_be(s: Settings, groups: int, classes: int | None) -> None:
     if s.batch % groups:
         raise Refusal(f"batch = {s.batch} does not divide into {groups} groups of equal size")
     if s.batch == groups:
@@ -382,6 +382,8 @@ def refuse_what_cannot_be(s: Settings, groups: int) -> None:
             raise Refusal(f"the tap {tap!r} and {how} come together")
     if s.strongest < 1:
         raise Refusal(f"strongest = {s.strongest}: strengths of guidance begin at 1")
+    if classes is None and (s.drop or s.strongest > 1):
+        raise Refusal("the data have no labels, so nothing can be guided: leave out drop and strongest")
     if s.noising == "query" and (s.taps != ("identity",) or s.strongest > 1):
         raise Refusal("noising = query compares samples themselves, without guidance: leave out taps and strongest")
 
