@@ -216,7 +216,7 @@ def test_the_preset_of_train_codec_is_this_recipe(tmp_path, monkeypatch):
     assert again.code == 0, again.err
     a, b = package.load("run"), package.load("again")
     assert all(torch.equal(v, b.state_dict()[k]) for k, v in a.state_dict().items())
-    told = stillroom("cache run --data digits --size 16 --out store")
+    told = stillroom("cache --codec run --data digits --size 16 --out store")
     assert told.code == 0, told.err
     assert open_source(Images(data="store", size=4)).shape == (16, 4, 4)
     assert "train rae" in stillroom("train codec --preset rae --help").out
