@@ -189,29 +189,22 @@ def begun(parts: Path, card: dict, first: int, out: Path) -> int:
 def put_together(parts: Path, draws: Draws, out: Path, first: int, stop: int) -> None:
     import numpy as np
 
-    from stillroom.train.files import sync
+    from stillroom.train.files import file_written_atomically
 
-    new, y = out.with_name(f".{out.name}.new"), draws.labels(first, stop - first)
+    y = draws.labels(first, stop - first)
     about = {"draw": draws.digest, "start": first, "encoding": draws.encoding, **draws.card}
     small = {"card": np.array(json.dumps(about))} | ({} if y is None else {"y": y.numpy()})
-    try:
-        with zipfile.ZipFile(new, "w") as archive:
-            with archive.open("x.npy", "w", force_zip64=True) as file:
-                np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False,
-                                                            "shape": (stop - first, *draws.shape)})
-                i = first
-                while i < stop:
-                    x = np.load(parts / f"{i:09d}.npy")[: stop - i]
-                    file.write(x.astype("<f4").tobytes())
-                    i += len(x)
-            for name, each in small.items():
-                archive.writestr(zipfile.ZipInfo(f"{name}.npy"), npy(each))
-        sync(new)
-        new.replace(out)
-        sync(out.parent)
-    except OSError as error:
-        new.unlink(missing_ok=True)
-        raise Refusal(f"{out} could not be written: {error.strerror}; free some space and go on") from error
+    with file_written_atomically(out) as new, zipfile.ZipFile(new, "w") as archive:
+        with archive.open("x.npy", "w", force_zip64=True) as file:
+            np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False,
+                                                        "shape": (stop - first, *draws.shape)})
+            i = first
+            while i < stop:
+                x = np.load(parts / f"{i:09d}.npy")[: stop - i]
+                file.write(x.astype("<f4").tobytes())
+                i += len(x)
+        for name, each in small.items():
+            archive.writestr(zipfile.ZipInfo(f"{name}.npy"), npy(each))
 
 
 def npy(x: Any) -> bytes:

@@ -6,10 +6,9 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import LogLocator, NullLocator
 
-from stillroom.report.plots import ACCENT, BAD, INK, MUTED, NAME, RULE, SECOND, SMALL
-from stillroom.report.words import number
+from stillroom.report.plots import ACCENT, BAD, INK, MUTED, NAME, RULE, SECOND, SMALL, plain
 
 Found = Mapping[str, Any]
 COLOURS = (ACCENT, SECOND, INK, BAD, MUTED)
@@ -86,7 +85,7 @@ def seen(found: Found, who: Sequence[str], over: str) -> Figure:
 
 def bends(found: Found, who: Sequence[str]) -> Figure:
     figure = Figure(figsize=(7.2, 3.2), facecolor="none")
-    axes = _plain(figure.add_axes((0.075, 0.15, 0.9, 0.73), facecolor="none"))
+    axes = plain(figure.add_axes((0.075, 0.15, 0.9, 0.73), facecolor="none"), 4)
     for i, (name, place) in enumerate(zip(who, found["places"], strict=True)):
         t = place["trajectories"]
         if "why" not in t:
@@ -110,7 +109,7 @@ def _portraits(found: Found, over: str):
 
 def _panel(told: str) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(3.1, 1.95), facecolor="none")
-    axes = _plain(figure.add_axes((0.15, 0.15, 0.83, 0.66), facecolor="none"))
+    axes = plain(figure.add_axes((0.15, 0.15, 0.83, 0.66), facecolor="none"), 4)
     _titled(figure, told, 0.9)
     return figure, axes
 
@@ -118,17 +117,6 @@ def _panel(told: str) -> tuple[Figure, Axes]:
 def _titled(figure: Figure, told: str, height: float) -> None:
     figure.text(0.005, height, told, size=NAME, color=INK, parse_math=False)
     figure.set_label(told)
-
-
-def _plain(axes: Axes) -> Axes:
-    axes.spines[["top", "right", "left"]].set_visible(False)
-    axes.spines["bottom"].set(color=RULE)
-    axes.grid(axis="y", color=RULE, linewidth=0.6)
-    axes.set_axisbelow(True)
-    axes.tick_params(which="both", labelsize=SMALL, labelcolor=MUTED, length=0, pad=4)
-    axes.yaxis.set_major_locator(MaxNLocator(4))
-    axes.yaxis.set_major_formatter(lambda tick, _: number(float(tick), 6))
-    return axes
 
 
 def _decades(axis) -> None:

@@ -78,6 +78,18 @@ def _height(axes: Axes, line: np.ndarray, positive: bool) -> None:
     axes.yaxis.set_major_formatter(lambda tick, _: number(float(tick), 6))
 
 
+def plain(axes: Axes, ticks: int) -> Axes:
+    """The house's look: a line below, a faint grid, at most `ticks` numbers beside it."""
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.spines["bottom"].set(color=RULE)
+    axes.grid(axis="y", color=RULE, linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.tick_params(which="both", labelsize=SMALL, labelcolor=MUTED, length=0, pad=4)
+    axes.yaxis.set_major_locator(MaxNLocator(ticks))
+    axes.yaxis.set_major_formatter(lambda tick, _: number(float(tick), 6))
+    return axes
+
+
 def _panel() -> tuple[Figure, Axes]:
     figure = Figure(figsize=(3.1, 1.95), facecolor="none")
     axes = figure.add_axes((0.15, 0.15, 0.835, 0.66), facecolor="none")  # fixed, so that panels line up on the page

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, LogFormatterSciNotation, LogLocator, MaxNLocator, NullLocator
 
-from stillroom.report.plots import ACCENT, BAD, INK, MUTED, NAME, RULE, SECOND, SMALL
+from stillroom.report.plots import ACCENT, BAD, INK, MUTED, NAME, RULE, SECOND, SMALL, plain
 from stillroom.report.words import number
 
 
@@ -78,7 +78,7 @@ def cost(curves: Curves, told: str) -> Figure:
 def panel(curves: Curves, told: str, log: bool = False) -> Figure:
     """The same, small and without names: a key stands beside."""
     figure = Figure(figsize=(3.1, 1.95), facecolor="none")
-    axes = _plain(figure.add_axes((0.15, 0.15, 0.83, 0.66), facecolor="none"))
+    axes = plain(figure.add_axes((0.15, 0.15, 0.83, 0.66), facecolor="none"), 5)
     _draw(axes, curves)
     _scales(axes, curves, 0.12)
     if log and curves:
@@ -204,18 +204,7 @@ def departure(theorem: Mapping[str, Any]) -> Figure:
 
 def _wide(right: float = 0.86, height: float = 3.5) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(7.2, height), facecolor="none")
-    return figure, _plain(figure.add_axes((0.075, 0.14, right - 0.075, 0.74), facecolor="none"))
-
-
-def _plain(axes: Axes) -> Axes:
-    axes.spines[["top", "right", "left"]].set_visible(False)
-    axes.spines["bottom"].set(color=RULE)
-    axes.grid(axis="y", color=RULE, linewidth=0.6)
-    axes.set_axisbelow(True)
-    axes.tick_params(which="both", labelsize=SMALL, labelcolor=MUTED, length=0, pad=4)
-    axes.yaxis.set_major_locator(MaxNLocator(5))
-    axes.yaxis.set_major_formatter(lambda tick, _: number(float(tick), 6))
-    return axes
+    return figure, plain(figure.add_axes((0.075, 0.14, right - 0.075, 0.74), facecolor="none"), 5)
 
 
 def _draw(axes: Axes, curves: Curves, marks: bool = False) -> None:

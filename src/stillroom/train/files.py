@@ -22,9 +22,16 @@ def sync(path: Path) -> None:
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
+    with file_written_atomically(path) as new:
+        new.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+@contextmanager
+def file_written_atomically(path: Path) -> Iterator[Path]:
+    """A temporary file to write; it gets its own name only when it is on the disk."""
     new = path.with_name(f".{path.name}.new")
     try:
-        new.write_bytes(content.encode() if isinstance(content, str) else content)
+        yield new
         sync(new)
         new.replace(path)
         sync(path.parent)
