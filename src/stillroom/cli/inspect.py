@@ -4,6 +4,7 @@ import dataclasses
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -88,7 +89,7 @@ def run(word: str, arguments: list[str]) -> int:
     device = pick_device(settings.device)
     places = [place, *settings.against]
     subjects = [with_flow(subject_at(p, settings, device), flow, device)
-                for p, flow in zip(places, [*settings.flow, *[""] * len(places)], strict=False)]
+                for p, flow in zip_longest(places, settings.flow, fillvalue="")]
     found = {"places": [measured(subject, settings) for subject in subjects],
              "settings": json.loads(json.dumps(dataclasses.asdict(settings), default=str))}
     in_terminal(found)
