@@ -336,7 +336,7 @@ def test_statistics_of_another_space_are_refused(home):
     ("grey", "--data digits --features HOME/coded-means", "they are of [4, 8, 8]"),
     ("coded", "--data HOME/latents --features HOME/means", "they are of [1, 8, 8]"),
     ("coded", "--data HOME/latents --inception w.pth", "looks at pictures, and these are latents"),
-    ("grey", "--data digits --inception w.pth", "w.pth: no such weight file"),
+    ("grey", "--data digits --inception w.pth", "w.pth: the weight file is missing"),
     ("grey", "--data digits --stats s.npz", "s.npz: no such file"),
     ("grey", "--data digits --heldout leaves", "not of the kind of those of digits:train"),
     ("grey", "--data digits --n 5", "distances need vectors of 10 or more"),

@@ -193,20 +193,20 @@ def test_wrong_files_are_refused(files, tmp_path, capsys):
 
     weights = backbone_weights("squeeze")
     name = "features.7.squeeze.bias"
-    refused({k: v for k, v in weights.items() if k != name}, f"missing: {name}")
-    refused(weights | {"features.13.weight": torch.zeros(1)}, r"not known here: features\.13\.weight")
-    refused(weights | {"classifier.7.weight": torch.zeros(1)}, r"not known here: classifier\.7\.weight")
-    refused(weights | {"features.0.weight": torch.zeros(64, 3, 5, 5)}, r"another shape: features\.0\.weight")
+    refused({k: v for k, v in weights.items() if k != name}, f"1 missing .{name}")
+    refused(weights | {"features.13.weight": torch.zeros(1)}, r"1 unexpected .features\.13\.weight")
+    refused(weights | {"classifier.7.weight": torch.zeros(1)}, r"1 unexpected .classifier\.7\.weight")
+    refused(weights | {"features.0.weight": torch.zeros(64, 3, 5, 5)}, r"another shape .features\.0\.weight")
     refused(backbone_weights("alex"), "another network")
-    refused({"state_dict": weights}, "more than named tensors")
-    refused(Harmful(), "not a file of weights alone")
+    refused({"state_dict": weights}, "more than tensors by name")
+    refused(Harmful(), "more than tensors, or is damaged")
     path.write_bytes(pickle.dumps(Harmful(), protocol=2))
-    with pytest.raises(Refusal, match="not a file of weights alone"):
+    with pytest.raises(Refusal, match="more than tensors, or is damaged"):
         Lpips.from_files("squeeze", path, heads)
     assert "ran" not in capsys.readouterr().out
     with pytest.raises(Refusal, match=r"lin5\.model\.1\.weight"):
         Lpips.from_files("squeeze", files / "squeeze-backbone.pth", files / "alex.pth")
-    with pytest.raises(Refusal, match="no such weight file"):
+    with pytest.raises(Refusal, match="the weight file is missing"):
         Lpips.from_files("squeeze", tmp_path / "none.pth", heads)
     with pytest.raises(Refusal, match=r"\.safetensors, \.pth or \.pt"):
         Lpips.from_files("squeeze", __file__, heads)

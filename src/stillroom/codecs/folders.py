@@ -16,7 +16,8 @@ from torch.nn import functional
 from stillroom.codecs.codec import Codec, require_signed
 from stillroom.data import LatentSpace
 from stillroom.nets.build import buildable
-from stillroom.nets.folders import PICKLES, built, folder_weights, local_folder, read_json, require_same, understood
+from stillroom.nets.folders import PICKLES, built, folder_weights, local_folder, read_json, understood
+from stillroom.nets.weights import require_same
 from stillroom.settings import Refusal, nearest
 
 MODELS = ("AutoencoderKL", "AutoencoderKLFlux2", "AutoencoderTiny", "AutoencoderDC")

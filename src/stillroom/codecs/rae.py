@@ -22,8 +22,9 @@ from stillroom.codecs.codec import Codec
 from stillroom.codecs.tokens import FAMILIES, TokenEncoder, fill, own_fields, quiet, transformers
 from stillroom.data import LatentSpace
 from stillroom.nets.build import buildable
-from stillroom.nets.folders import UNBUILDABLE, folder_weights, read_json, require_same, understood
+from stillroom.nets.folders import UNBUILDABLE, folder_weights, read_json, understood
 from stillroom.nets.vit import ViTDecoder
+from stillroom.nets.weights import require_same
 from stillroom.settings import Refusal
 
 EPSILON = 1e-5

@@ -9,13 +9,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from stillroom.codecs.codec import Codec
 from stillroom.data import LatentSpace
 from stillroom.nets.coding import Decoder, Encoder
-from stillroom.nets.folders import read_weights, require_same
+from stillroom.nets.weights import read_weights, require_same
 from stillroom.settings import Refusal
 
 SUFFIXES = (".safetensors", ".pth")
@@ -27,13 +26,13 @@ def from_taesd(encoder_file: str | Path, decoder_file: str | Path | None = None)
     """The codec of two files. One alone names its pair, as taesd_encoder does taesd_decoder; or it holds both halves,
     as diffusers writes them."""
     first = Path(encoder_file)
-    weights = read(first)
+    weights = read_weights(first)
     if decoder_file is None and any(k.startswith("encoder.layers.") for k in weights):
         halves = _both(weights)
         files = (first, first)
     else:
         files = _pair(first) if decoder_file is None else (first, Path(decoder_file))
-        halves = tuple(weights if file == first else read(file) for file in files)
+        halves = tuple(weights if file == first else read_weights(file) for file in files)
     encoder, decoder = encoder_of(halves[0], files[0]), decoder_of(halves[1], files[1])
     if (encoder.channels, encoder.factor) != (decoder.channels, decoder.factor):
         raise Refusal(f"{files[0]} makes latents of {encoder.channels} channels of {encoder.factor} pixels, and "
@@ -41,24 +40,6 @@ def from_taesd(encoder_file: str | Path, decoder_file: str | Path | None = None)
     c = encoder.channels
     space = LatentSpace(c, encoder.factor, (0.0,) * c, (1.0,) * c, encoder.offset, (0.0, 1.0))
     return Codec(encoder, decoder, space).eval()
-
-
-def read(file: Path) -> dict[str, Tensor]:
-    """Tensors by name, out of a safetensors file, or a .pth in which nothing but tensors is let in."""
-    if file.suffix.lower() not in SUFFIXES:
-        raise Refusal(f"{file}: a weight file ends in .safetensors or .pth")
-    if not file.is_file():
-        raise Refusal(f"{file} is missing; give the weight file of an encoder, its decoder beside it")
-    if file.suffix.lower() == ".safetensors":
-        return read_weights(file)
-    try:
-        weights = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:      # its unpickler says no in a dozen ways
-        raise Refusal(f"{file}: holds more than tensors, or is damaged ({type(error).__name__}); save it as "
-                      "safetensors in an environment that you trust") from error
-    if not isinstance(weights, dict) or not all(isinstance(w, Tensor) for w in weights.values()):
-        raise Refusal(f"{file}: holds more than tensors by name; save the model's state_dict alone")
-    return weights
 
 
 def encoder_of(weights: Weights, file: Path) -> Encoder:

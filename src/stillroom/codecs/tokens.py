@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from stillroom.nets.build import buildable
-from stillroom.nets.folders import PICKLES, UNBUILDABLE, local_folder, read_json, read_weights
+from stillroom.nets.folders import PICKLES, UNBUILDABLE, local_folder, read_json
 from stillroom.nets.vit import as_map
+from stillroom.nets.weights import read_weights
 from stillroom.settings import Refusal, nearest
 
 HUB = {"dinov2": "facebook/dinov2-with-registers-base", "siglip2": "google/siglip2-base-patch16-256",

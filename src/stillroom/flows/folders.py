@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from stillroom.flows.denoiser import Denoiser
 from stillroom.flows.flow import Flow
 from stillroom.nets.build import buildable
-from stillroom.nets.folders import built, folder_weights, local_folder, read_json, require_same, understood
+from stillroom.nets.folders import built, folder_weights, local_folder, read_json, understood
+from stillroom.nets.weights import require_same
 from stillroom.paths import Kind, Linear, Path, Tabulated
 from stillroom.settings import Refusal, nearest
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from stillroom.measure.weights import fill, read_weights
+from stillroom.nets.weights import fill_all, read_weights
 from stillroom.settings import Refusal
 
 average = partial(functional.avg_pool2d, kernel_size=3, stride=1, padding=1, count_include_pad=False)
@@ -137,7 +137,7 @@ class FidInception(nn.Module):
     @classmethod
     def from_file(cls, file: str | Path) -> "FidInception":
         inception = cls()
-        fill(inception, read_weights(file), str(file))
+        fill_all(inception, read_weights(file), file)
         return inception.eval().requires_grad_(False)
 
     def forward(self, x: Tensor) -> Tensor:

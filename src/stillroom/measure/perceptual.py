@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from stillroom.measure.weights import fill, read_weights
+from stillroom.nets.weights import fill_all, read_weights
 from stillroom.settings import Refusal, nearest
 
 
@@ -173,8 +173,8 @@ class Lpips(nn.Module):
         """torchvision's alexnet-owt-*.pth, vgg16-*.pth or squeezenet1_1-*.pth, and v0.1 heads of the lpips package."""
         lpips = cls(net)
         beside = [f"classifier.{n}.{kind}" for n in BACKBONES[net].beside for kind in ("weight", "bias")]
-        fill(lpips.backbone, read_weights(backbone_file), str(backbone_file), beside)
-        fill(lpips.heads, read_weights(heads_file), str(heads_file))
+        fill_all(lpips.backbone, read_weights(backbone_file), backbone_file, beside)
+        fill_all(lpips.heads, read_weights(heads_file), heads_file)
         return lpips.eval().requires_grad_(False)
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:

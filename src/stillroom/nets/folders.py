@@ -9,10 +9,9 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path as File
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
+from stillroom.nets.weights import read_weights
 from stillroom.settings import Refusal, nearest
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -82,13 +81,6 @@ def folder_weights(home: File) -> dict[str, Tensor]:
     return weights
 
 
-def read_weights(file: File) -> dict[str, Tensor]:
-    try:
-        return load_file(file)
-    except (SafetensorError, OSError) as error:
-        raise Refusal(f"{file}: damaged or no safetensors file ({error}); download it again") from error
-
-
 def _weight_files(home: File) -> list[File]:
     index = home / f"{WEIGHTS}.index.json"
     if (home / WEIGHTS).is_file():
@@ -106,15 +98,3 @@ def _weight_files(home: File) -> list[File]:
     others = [f.name for f in sorted(home.glob("*.safetensors"))]
     raise Refusal(f"{home}: {WEIGHTS} is missing" + (f"; there is {', '.join(others)}: rename it" if others else
                   "; give the folder with its weights"))
-
-
-def require_same(own: Mapping[str, Tensor], weights: Mapping[str, Tensor], model: str, where: File,
-                 cure: str = "the config.json and the weights must be of the same model") -> None:
-    """Every key, no other, each of its shape: `own` are the model's, `weights` those of the file."""
-    missing, unexpected = sorted(own.keys() - weights.keys()), sorted(weights.keys() - own.keys())
-    odd = [f"{k} {tuple(w.shape)} for {tuple(own[k].shape)}" for k, w in weights.items()
-           if k in own and w.shape != own[k].shape]
-    told = [f"{len(keys)} {what} ({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''})"
-            for what, keys in (("missing", missing), ("unexpected", unexpected), ("of another shape", odd)) if keys]
-    if told:
-        raise Refusal(f"{where}: the weights do not fit {model}: {'; '.join(told)}; {cure}")
