@@ -20,7 +20,8 @@ from typing import Literal, cast
 
 import torch
 
-from stillroom.data import Batch, encoding_card
+from stillroom.codecs.store import write_store
+from stillroom.data import Batch, Latents, encoding_card
 from stillroom.flows import Denoiser, Flow, check, denoising_loss
 from stillroom.flows.gate import BINS
 from stillroom.nets import DDT, MLP, DiT, UNet
@@ -36,8 +37,10 @@ from stillroom.paths import (
     Uniform,
     dimension_shift,
 )
-from stillroom.settings import Count, Decay, Images, Optimizer, Positive, Refusal, Run, Share
+from stillroom.settings import Count, Decay, Images, Optimizer, Positive, Refusal, Run, Share, Where
 from stillroom.train import Average, Product, Recipe, Role, Stage
+from stillroom.train.teacher import open_codec
+from stillroom.train.world import pick_device
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +64,9 @@ class Net(Images, Run):
 class Settings(Net):
     steps: int = 5000
     batch: int = 64
+    codec: Where = ""
+    """Pictures are encoded by it first, once, into the run's folder: a flow of latents. Else of pictures, or of a store
+    of latents, as they are."""
     path: Literal["linear", "cosine", "ddpm", "ve"] = "linear"
     prediction: Literal["v", "x0", "eps"] = "v"
     times: Literal["uniform", "logit-normal", "log-normal"] = "uniform"
@@ -124,6 +130,13 @@ class FlowMatching(Recipe):
         self.model = Denoiser(net, path, settings.prediction, scale_input=settings.path == "ve")
         self.mean = Average(self.model, settings.average)
         self.seen: Batch | None = None  # the last batch, on which the product is judged
+
+    @classmethod
+    def prepare(cls, settings, sources, note):
+        if not settings.codec:
+            return sources
+        codec = open_codec(settings.codec).to(pick_device(settings.device))
+        return {"data": Latents(write_store(settings.out / "latents", codec, sources["data"], settings, note=note))}
 
     def roles(self):
         return {"model": Role(self.model, self.settings.model, average=self.mean)}

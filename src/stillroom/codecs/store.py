@@ -1,0 +1,45 @@
+"""A whole data set as latents on disk, in the codec's own numbers, with what they were made by."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+
+from stillroom.codecs.codec import Codec, fingerprint
+from stillroom.data import Batch, Encoding, Source, Stream, write_latents
+from stillroom.settings import Images, Refusal
+
+LEAST, SHARDS = 64, 256     # pictures a file at least, and files at most, about: what is killed loses one file's
+
+
+def nobody(_said: object) -> None:
+    """Hears nothing."""
+
+
+def write_store(folder: Path, codec: Codec, source: Source | Stream, images: Images, batch: int = 16,
+                told: Callable[[int], None] = nobody, note: Callable[[str], None] = nobody) -> Path:
+    """Interrupted, it goes on after the last whole file; finished, it is left as it is. `told` hears how many pictures
+    are encoded, `note` that it begins."""
+    if not isinstance(source, Source):
+        raise Refusal(f"{source.name}: a stream is not cached; give a folder or a parquet file")
+    if images.crop != "centre" or images.flip:
+        raise Refusal("a store holds each picture once: leave out --crop and --flip")
+    if getattr(source, "encoding", None) is not None:
+        raise Refusal(f"{source.name}: holds latents already; leave out --codec")
+    if images.size % codec.space.factor:
+        raise Refusal(f"size {images.size} is no multiple of {codec.space.factor}, the pixels that a latent spans")
+    encoding = Encoding(codec.space, fingerprint(codec), f"centre {images.size}")
+    return write_latents(folder, lambda start: _encoded(codec, source, start, batch, told, note), encoding,
+                         source.classes, f"{source.name}, {len(source)} pictures", max(LEAST, len(source) // SHARDS))
+
+
+def _encoded(codec: Codec, source: Source, start: int, batch: int, told: Callable[[int], None],
+             note: Callable[[str], None]) -> Iterator[Batch]:
+    note(f"encoding {len(source) - start} pictures of {source.name}")
+    for first in range(start, len(source), batch):
+        last = min(first + batch, len(source))
+        x, y = source.fetch(range(first, last), 0)
+        with torch.inference_mode():
+            z = codec.space.denormalise(codec.encode(x.to(codec.device))).cpu()
+        told(last)
+        yield Batch(z, y)
