@@ -118,6 +118,20 @@ def test_draws_have_the_moments_of_their_closed_forms():
         assert abs(float((y == label).double().mean()) - float(many.weights[many.labels == label].sum())) < 0.005
 
 
+def test_points_of_a_class_are_placed_about_its_components_alone_in_their_shares():
+    exact = mixture()
+    y = torch.arange(4).repeat_interleave(20_000)
+    u = torch.rand(len(y), generator=torch.Generator().manual_seed(0), dtype=F64)
+    u[::1000] = 0                                                       # a draw may be exactly that
+    x, labels = exact.place(torch.zeros(len(y), 2, dtype=F64), u, y)
+    k = torch.cdist(x, exact.means).argmin(1)
+    assert torch.equal(labels, exact.labels[k]) and torch.equal(labels[y < 3], y[y < 3])
+    for label in range(4):
+        kept = exact.kept(torch.tensor([label]))[0]
+        shares = k[y == label].bincount(minlength=5) / 20_000
+        assert torch.allclose(shares.double(), exact.weights * kept / exact.weights[kept].sum(), atol=0.012)
+
+
 def test_autocast_does_not_touch_closed_forms():
     generator = torch.Generator().manual_seed(0)
     x_t, t = torch.randn(64, 2, generator=generator), torch.rand(64, generator=generator)

@@ -2,13 +2,22 @@
 
     L = 1/2 |x - sg(x - w (F - T))|^2      so that  dL/dx = w (F - T), with the mean over a sample's elements as |.|^2
 
-F answers for the student's own distribution, T for the target's. SDS puts the injected noise in the place of F.
+F answers for the student's own distribution, T for the target's. SDS puts the injected noise in the place of F. What x
+came from is all that tells the methods apart: a generator's sample, an encoder's latent, a point.
 """
+
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
 from stillroom.paths import at_least_float32
+
+MATCHES: Mapping[str, tuple[float, float]] = {
+    "gap": (1.0, 1.0), "teacher": (0.0, 1.0), "student": (1.0, 0.0), "half": (0.5, 1.0),
+}
+"""(push, pull) of `direction`: the difference of two scores (DMD); the target's alone, which seeks modes and collapses
+(SDS); the student's own alone, which spreads for ever; half of that (ours), narrower than the target."""
 
 
 def pseudo_target(x: Tensor, direction: Tensor) -> Tensor:
@@ -27,3 +36,21 @@ def residual_weight(x: Tensor, real: Tensor) -> Tensor:
     """DMD's weight: the inverse mean absolute residual of the target's x0 prediction, one number per sample."""
     residual = (at_least_float32(x.detach()) - at_least_float32(real.detach())).abs().flatten(1).mean(1)  # [B]
     return (1 / residual.clamp(min=torch.finfo(torch.float32).tiny)).reshape(-1, *[1] * (x.ndim - 1))
+
+
+def direction(target: Tensor, fake: Tensor, real: Tensor, sign: int, push: float = 1.0, pull: float = 1.0) -> Tensor:
+    """[B, ...]: the gradient that x descends, from predictions F and T of one kind and what they should have said, u:
+
+        sign (pull (u - T) + push (F - u)) / mean |u - T|,      sign = paths.sign_of(kind)
+
+    From one kind to another u - T and F - u change by one factor, which the sample's time gives: it cancels, and with
+    push = pull = 1 this is DMD's normalised gradient in x0. So networks are asked in their own prediction, nothing is
+    divided by alpha or sigma, and what is subtracted is float32: converted in half precision first, most of F - T is
+    rounding where F is near T. Zero where T = u. One time per sample; else the factor is no number.
+    """
+    u, fake, real = (at_least_float32(part.detach()) for part in (target, fake, real))
+    residual = u - real
+    size = residual.abs().flatten(1).mean(1).reshape(-1, *[1] * (u.ndim - 1))       # [B, 1, ...]
+    # The same sum in another order: with push = pull, u drops out, and with it the rounding of two larger differences.
+    moved = sign * (push * (fake - real) + (pull - push) * residual)
+    return torch.where(size > 0, moved, 0) / size.clamp(min=torch.finfo(size.dtype).tiny)

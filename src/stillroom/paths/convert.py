@@ -27,6 +27,11 @@ def combination(kind: Kind, c: Coefficients) -> tuple[Tensor, Tensor]:
     raise ValueError(f"no prediction is called {kind!r}")
 
 
+def sign_of(kind: Kind) -> int:
+    """Whether a prediction grows or falls with x0 at a given x_t: of every path whose noise ratio grows with time."""
+    return 1 if kind in ("x0", "score") else -1
+
+
 def target(kind: Kind, x0: Tensor, eps: Tensor, c: Coefficients) -> Tensor:
     """What a network of this prediction should have said, given the data and the noise that made x_t."""
     a, b = combination(kind, c)

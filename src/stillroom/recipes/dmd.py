@@ -7,7 +7,8 @@ Equation (Yin et al. 2024): for x = G(z, y) and x_t = alpha x + sigma eps,
     grad_G = E[ w(t) (F(x_t, t, y) - T(x_t, t, y)) dG ],    w = 1 / mean |x - T(x_t, t, y)|
 
 T is the teacher's x0, F that of a second network which learns the generator's own distribution as it moves. Both start
-from the teacher's weights, and so does the student, asked at t = 1.
+from the teacher's weights, and so does the student, asked at t = 1. So weighted, the gradient is the same in every
+prediction (`match.direction`), and both answer in their own.
 
 Paper: One-step Diffusion with Distribution Matching Distillation, arXiv 2311.18828; DMD2, arXiv 2405.14867.
 
@@ -21,8 +22,8 @@ from typing import cast
 import torch
 
 from stillroom.flows import Denoiser, Flow, OneStep, denoising_loss, guided, require, student_of
-from stillroom.match import gap, residual_weight
-from stillroom.paths import Uniform
+from stillroom.match import direction, pseudo_target
+from stillroom.paths import Uniform, sign_of, target
 from stillroom.settings import Count, Decay, Optimizer, Refusal, Run, Share, Where
 from stillroom.train import Average, Product, Recipe, Role, Stage
 from stillroom.train.teacher import open_teacher
@@ -104,10 +105,11 @@ class DMD(Recipe):
         losses = {"fake": {"dsm": denoising_loss(self.fake, x.detach(), t, eps, y)}}
         if "student" in turn:
             t, eps = turn.draw(self.law), turn.randn(x)
+            c, kind = self.teacher.path.over(t, x), self.teacher.prediction
             with torch.no_grad():
-                x_t = self.teacher.path.noise(x, t, eps)
-                fake, real = self.fake.x0(x_t, t, y), self.teacher.x0(x_t, t, y)
-            losses["student"] = {"gap": gap(x, fake, real, residual_weight(x, real))}
+                x_t, true = c.alpha * x + c.sigma * eps, target(kind, x, eps, c)
+                fake, real = self.fake(x_t, t, y), self.teacher(x_t, t, y)
+            losses["student"] = {"gap": pseudo_target(x, direction(true, fake, real, sign_of(kind)))}
         return losses
 
     def preview(self):
