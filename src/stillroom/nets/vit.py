@@ -32,7 +32,7 @@ def as_tokens(z: Tensor) -> Tensor:
     return z.flatten(2).transpose(1, 2)                                 # [B, C, h, w] -> [B, N, C]
 
 
-class Block(nn.Module):
+class PreNorm(nn.Module):
     """x + attention(norm(x)), then x + mlp(norm(x))."""
 
     def __init__(self, width: int, heads: int, hidden: int, eps: float):
@@ -61,7 +61,7 @@ class ViT(nn.Module):
         require_heads("an encoder", width, heads)
         self.patch, self.channels = patch, width
         self.enter = nn.Linear(3 * patch**2, width)
-        self.blocks = nn.ModuleList(Block(width, heads, 4 * width, 1e-6) for _ in range(depth))
+        self.blocks = nn.ModuleList(PreNorm(width, heads, 4 * width, 1e-6) for _ in range(depth))
         self.norm = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -95,7 +95,7 @@ class ViTDecoder(nn.Module):
         self.heads, self.hidden = heads, hidden or 4 * width
         self.enter = nn.Linear(channels, width)
         self.extra = nn.Parameter(torch.zeros(width))                   # a token of no place, as released ones have it
-        self.blocks = nn.ModuleList(Block(width, heads, self.hidden, 1e-12) for _ in range(depth))
+        self.blocks = nn.ModuleList(PreNorm(width, heads, self.hidden, 1e-12) for _ in range(depth))
         for block in self.blocks:                                       # released decoders do not norm these
             block.attention.norm_q = block.attention.norm_k = nn.Identity()     # pyright: ignore
         self.norm = nn.LayerNorm(width, eps=1e-12)

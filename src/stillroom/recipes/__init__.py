@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from stillroom.settings import Refusal, nearest
 
-TEACHERS = frozenset({"codec", "features", "flow", "rae"})
+TEACHERS = frozenset({"codec", "features", "flow", "rae", "tokenizer"})
 """Recipes that learn from data alone: `stillroom train NAME`. All others: `stillroom distill NAME`."""
 
 

@@ -19,48 +19,37 @@ Expect: reconstructions that look right and are decibels below those of a codec 
 patch has numbers, or wider, so that flows over them want a time law shifted by their dimension.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from stillroom.codecs import Codec, require_signed
 from stillroom.codecs.rae import EPSILON, Elements, from_diffusers_rae, is_rae, same_elements, token_codec
 from stillroom.codecs.tokens import HUB, TokenEncoder, token_encoder
-from stillroom.data import Batch, LatentSpace, Loader, Source, sample
-from stillroom.match import adversarial as match
-from stillroom.measure.images import psnr
+from stillroom.data import LatentSpace, Source, sample
+from stillroom.nets.bottleneck import Projected
 from stillroom.nets.critic import PatchCritic
 from stillroom.nets.folders import read_json
 from stillroom.nets.vit import MaskedViT, ViT, ViTDecoder
+from stillroom.recipes._drawing import (
+    PART,
+    Kept,
+    balanced_hinge,
+    judged,
+    moments,
+    reconstruction_of,
+    refuse_critic,
+    stages_of,
+)
+from stillroom.recipes._masking import Own, masked_preview, masked_terms, new_masked, new_vit, refuse_own
 from stillroom.recipes.codec import Squares, perceptual_of, require_whole_latents
 from stillroom.settings import Count, NotNegative, Optimizer, Refusal, Share
 from stillroom.train import Average, Product, Recipe, Role, Stage
 from stillroom.train.teacher import is_ours, part_of
 from stillroom.train.world import pick_device
-
-HELD = 256
-"""Pictures that are kept from training and measured on at the end, or a tenth of a small set."""
-PART = 64
-"""Pictures that are encoded at once outside of training."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Own:
-    """The encoder that is trained here, and how."""
-
-    width: Count = 128
-    """Channels of a token, which are those of the latents."""
-    depth: Count = 6
-    heads: Count = 4
-    hidden: Share = 0.5
-    """Share of the patches that are hidden and painted."""
-    painter_width: Count = 96
-    painter_depth: Count = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,47 +103,23 @@ class Settings(Squares):
     critic: Optimizer = field(default_factory=lambda: Optimizer(lr=2e-4, betas=(0.5, 0.9), name="adam"))
 
 
-class Kept:
-    """A source without every k-th picture, which `held` has: none is trained on that is measured."""
-
-    def __init__(self, source: Source):
-        self.source, self.name, self.shape, self.classes = source, source.name, source.shape, source.classes
-        self.credits = getattr(source, "credits", ())
-        self.in_memory = getattr(source, "in_memory", False)
-        count = len(source)
-        out = torch.zeros(count, dtype=torch.bool)
-        if held := min(HELD, count // 10):
-            out[torch.arange(held) * count // held + count // (2 * held)] = True
-        self.rows, self.out = (~out).nonzero().flatten(), out.nonzero().flatten()
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def fetch(self, indices: Sequence[int], key: int) -> Batch:
-        return self.source.fetch(self.rows[torch.as_tensor(indices)].tolist(), key)
-
-    def held(self) -> Tensor:
-        return self.source.fetch(self.out.tolist(), 0).x
-
-
-def opened(settings: Settings) -> tuple[nn.Module, LatentSpace | None]:
-    """The encoder's half; and its latent space, where others decode its latents already."""
-    name, place = settings.encoder, Path(settings.encoder).expanduser()
+def opened(name: str, patch: int) -> tuple[nn.Module, LatentSpace | None]:
+    """The encoder's half; and its latent space, where others decode its latents already. `patch` is for encoders that
+    are brought to any."""
+    place = Path(name).expanduser()
     if name in HUB:
-        return token_encoder(name, settings.patch), None
+        return token_encoder(name, patch), None
     if is_ours(place):
         codec = part_of(place, "codec")
     elif (place / "config.json").is_file() and is_rae(read_json(place / "config.json")):
         codec = from_diffusers_rae(place)
     else:
-        return token_encoder(name, settings.patch), None
+        return token_encoder(name, patch), None
+    if isinstance(codec.encoder, Projected):
+        return codec.encoder.trunk, None                # of a tokenizer: what its bottleneck is given
     if not isinstance(bare(codec.encoder), ViT | TokenEncoder):
         raise Refusal(f"encoder {name}: a codec whose encoder is a {type(codec.encoder).__name__}, not one of tokens; "
-                      "give a run of stillroom train rae")
-    if codec.space.factor != settings.patch:
-        raise Refusal(f"encoder {name}: its tokens span {codec.space.factor} pixels; set --patch {codec.space.factor}")
-    if settings.statistics == "element":
-        raise Refusal(f"encoder {name}: its latents have their statistics already; leave out --statistics")
+                      "give a run of stillroom train rae, or of a tokenizer with tokens")
     return codec.encoder, codec.space
 
 
@@ -163,20 +128,18 @@ def bare(half: nn.Module) -> Any:
     return half.net if isinstance(half, Elements) else half
 
 
+def require_patch(name: str, net: Any, patch: int) -> None:
+    if net.patch != patch:
+        raise Refusal(f"encoder {name}: its tokens span {net.patch} pixels; set --patch {net.patch}")
+
+
 def refuse_what_cannot_be(s: Settings, data) -> None:
     require_whole_latents(data, s.patch)
     own = s.encoder == "own"
-    if own and s.size == s.patch:
-        raise Refusal(f"patch {s.patch}: a picture would be one patch, and none is left to paint; choose a smaller one")
-    if s.labels_weight and not own:
-        raise Refusal(f"labels_weight: labels train an encoder of our own only, and {s.encoder} stays as it is")
-    if s.labels_weight and not data.classes:
-        raise Refusal(f"labels_weight: {data.name} has no labels; leave it out")
+    refuse_own(s.encoder, s.size, s.patch, s.labels_weight, data)
     if not (s.l1 or s.perceptual):
         raise Refusal("l1 and perceptual are both 0, so a decoder has nothing to learn; set one above 0")
-    if s.critic_from > s.adversarial_from:
-        raise Refusal(f"critic_from {s.critic_from:g} comes after adversarial_from {s.adversarial_from:g}: the decoder "
-                      "would learn from a critic that knows nothing")
+    refuse_critic(s.adversarial, s.critic_from, s.adversarial_from, s.size)
     if s.shard and (own or s.adversarial):
         raise Refusal("shard: an encoder of our own, and adversarial terms, look at whole weights; leave it out")
 
@@ -198,10 +161,13 @@ class RAE(Recipe):
         self.data, self.own, device = data, settings.encoder == "own", pick_device(settings.device)
         self.space: LatentSpace | None = None
         if self.own:
-            encoder: Any = ViT(s.patch, s.own.width, s.own.depth, s.own.heads)
+            encoder: Any = new_vit(s.own, s.patch)
         else:
-            encoder, self.space = opened(s)
+            encoder, self.space = opened(s.encoder, s.patch)
         self.half, net = encoder, bare(encoder)
+        require_patch(s.encoder, net, s.patch)
+        if self.space is not None and s.statistics == "element":
+            raise Refusal(f"encoder {s.encoder}: its latents have their statistics already; leave out --statistics")
         self.encoder = net.to(device).requires_grad_(False).eval()
         pixels = net.pixels if isinstance(net, TokenEncoder) else ((0.0,) * 3, (1.0,) * 3)
         side = s.size // s.patch
@@ -213,10 +179,7 @@ class RAE(Recipe):
         shape = (net.channels, *((side, side) if s.statistics == "element" else (1, 1)))
         self.shift, self.scale = torch.zeros(shape, dtype=torch.float64), torch.ones(shape, dtype=torch.float64)
         if self.own:
-            painter = ViTDecoder(net.channels, s.patch, side, s.own.painter_width, s.own.painter_depth,
-                                 max(1, s.own.painter_width // 32))
-            classes = len(data.classes) if s.labels_weight else None
-            self.masked = MaskedViT(ViT(s.patch, s.own.width, s.own.depth, s.own.heads), painter, classes)
+            self.masked = new_masked(s.own, s.patch, side, len(data.classes) if s.labels_weight else None)
             self.masked_mean = Average(self.masked, s.average)
 
     @classmethod
@@ -237,12 +200,7 @@ class RAE(Recipe):
         s = self.settings
         stages = [Stage("encoder", s.encoder_steps, roles=("encoder",))] if self.own else []
         stages.append(Stage("statistics", 0, enter=self.measure))
-        if not s.adversarial:
-            return [*stages, Stage("decoder", s.steps, roles=("decoder",))]
-        first, then = (round(share * s.steps) for share in (s.critic_from, s.adversarial_from))
-        parts = (("decoder", first, ("decoder",)), ("critic", then - first, ("decoder", "critic")),
-                 ("adversarial", s.steps - then, ("decoder", "critic")))
-        return stages + [Stage(name, steps, roles=roles) for name, steps, roles in parts if steps]
+        return stages + stages_of("decoder", s.steps, s.adversarial, s.critic_from, s.adversarial_from)
 
     def measure(self) -> None:
         """The encoder as it has become, and mean and deviation of its tokens."""
@@ -250,16 +208,10 @@ class RAE(Recipe):
             trained = cast(MaskedViT, self.masked_mean.module).encoder
             self.encoder.load_state_dict(trained.state_dict())
         if self.space is None:
-            over = (0,) if self.settings.statistics == "element" else (0, 2, 3)
-            count, total, square = 0, torch.zeros_like(self.shift), torch.zeros_like(self.shift)
-            with Loader(self.data, seed=self.settings.seed, batch=PART, workers=0) as loader:
-                for i in range(-(-self.settings.statistics_pictures // PART)):
-                    u = self.tokens(loader.at(i)[0].x.to(total.device)).double()
-                    count += u.numel() // total.numel()
-                    total += u.sum(over).view_as(total)
-                    square += u.square().sum(over).view_as(total)
-            self.shift.copy_(total / count)
-            self.scale.copy_(((square / count - self.shift.square()).clamp(min=0) + EPSILON).sqrt())
+            s, over = self.settings, (0,) if self.settings.statistics == "element" else (0, 2, 3)
+            mean, variance = moments(self.tokens, self.data, s.seed, s.statistics_pictures, self.shift.device, over)
+            self.shift.copy_(mean)
+            self.scale.copy_((variance + EPSILON).sqrt())
 
     @torch.no_grad()
     def tokens(self, x: Tensor) -> Tensor:
@@ -268,23 +220,10 @@ class RAE(Recipe):
     def losses(self, batch, turn):
         x, y = batch["data"]
         x = x.expand(-1, 3, -1, -1)
-        return {"encoder": self.masked_terms(x, y, turn)} if turn.stage == "encoder" else self.decoder_terms(x, turn)
-
-    def masked_terms(self, x, y, turn):
+        if turn.stage != "encoder":
+            return self.decoder_terms(x, turn)
         s = self.settings
-        count = (s.size // s.patch) ** 2
-        shown = self.shown(count)
-        painted, hidden, mean = self.masked(x, turn.rand((len(x), count)), shown)
-        terms = {"painted": ((painted - x).square() * hidden).flatten(1).mean(1) * count / (count - shown)}
-        if self.masked.head is not None:
-            logits = self.masked.head(mean).float()
-            turn.tell("encoder/accuracy", (logits.argmax(1) == y).float().mean())
-            terms["labels"] = s.labels_weight * functional.cross_entropy(logits, y, reduction="none")
-        return terms
-
-    def shown(self, count: int) -> int:
-        """Patches that the encoder sees: one at least, and one is left to paint."""
-        return min(max(1, round((1 - self.settings.own.hidden) * count)), count - 1)
+        return {"encoder": masked_terms(self.masked, x, y, turn, s.own, s.labels_weight, "encoder")}
 
     def decoder_terms(self, x, turn):
         s, u = self.settings, self.tokens(x)
@@ -296,20 +235,12 @@ class RAE(Recipe):
         out = {"decoder": terms}
         if turn.stage in ("critic", "adversarial"):
             assert self.critic is not None
-            real, made = (match.augmented(p, turn.rand((len(x), match.DRAWS))) for p in (x, drawn))
-            out["critic"] = {"hinge": match.critic_hinge(self.critic(real), self.critic(made.detach()))}
+            hinge, made = judged(self.critic, x, drawn, turn)
+            out["critic"] = {"hinge": hinge}
             if turn.stage == "adversarial":
-                hinge = match.maker_hinge(self.critic(made))
-                weight = self.balance(torch.stack([t.mean() for t in terms.values()]).sum(), hinge.mean(), turn)
-                turn.tell("decoder/balance", weight)
-                terms["hinge"] = s.adversarial * weight * hinge
+                last = cast(ViTDecoder, self.raw.decoder).predict.weight
+                terms["hinge"] = balanced_hinge(self.critic, made, terms, s.adversarial, last, turn, "decoder")
         return out
-
-    def balance(self, reconstruction: Tensor, adversarial: Tensor, turn) -> Tensor:
-        """w, of the gradients over all processes; micro-batches take theirs apart."""
-        last = cast(ViTDecoder, self.raw.decoder).predict.weight
-        both = (torch.autograd.grad(term, last, retain_graph=True)[0] for term in (reconstruction, adversarial))
-        return match.adaptive_weight(*(turn.mean(g) for g in both))
 
     def memory(self):
         """A pretrained encoder is not kept in checkpoints: it is opened again."""
@@ -325,23 +256,14 @@ class RAE(Recipe):
         x = sample(self.data, 16, self.settings.seed).x.to(self.shift.device).expand(-1, 3, -1, -1)
         out = {"pictures": x}
         if self.own:
-            masked, count = cast(MaskedViT, self.masked_mean.module), (self.settings.size // self.settings.patch) ** 2
-            order = torch.rand(len(x), count, generator=torch.Generator().manual_seed(0)).to(x.device)
-            painted, hidden, _ = masked(x, order, self.shown(count))
-            out |= {"shown": x * (1 - hidden), "painted": torch.where(hidden > 0, painted, x).clamp(-1, 1)}
+            out |= masked_preview(cast(MaskedViT, self.masked_mean.module), x, self.settings.own)
         return out | {"reconstructions": self.finished().reconstruct(x)}
 
     def product(self):
         s, codec = self.settings, self.finished()
-        held = isinstance(self.data, Kept) and len(self.data.out) > 0
-        x = cast(Kept, self.data).held() if held else sample(self.data, 64, s.seed).x
-        with torch.no_grad():
-            values = torch.cat([psnr(codec.reconstruct(part), part.expand(-1, 3, -1, -1))
-                                for part in x.to(self.shift.device).split(PART)])
         card = {"encoder": s.encoder, "labels": bool(s.labels_weight), "data": s.data, "size": s.size,
                 "tau": s.tau, "noise": s.noise, "adversarial": s.adversarial,
                 "statistics": "those of its encoder" if self.space else {
                     "over": s.statistics, "pictures": -(-s.statistics_pictures // PART) * PART},
-                "reconstruction": {"psnr": round(float(values.mean()), 2), "pictures": len(values),
-                                   "of": "held-out training pictures" if held else "training pictures"}}
+                "reconstruction": reconstruction_of(codec, self.data, s.seed)}
         return Product("codec", {"codec": codec}, card)

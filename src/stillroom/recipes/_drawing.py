@@ -1,0 +1,162 @@
+"""What recipes that learn to draw pictures share: a critic's terms balanced against a reconstruction, and when each
+begins; statistics of latents, and how well pictures come back."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from stillroom.codecs import Codec
+from stillroom.data import Batch, Loader, Source, sample
+from stillroom.match import adversarial as match
+from stillroom.measure.images import psnr
+from stillroom.nets.bottleneck import Bottleneck
+from stillroom.nets.coding import Decoder, Encoder
+from stillroom.settings import Refusal
+from stillroom.train import Stage
+
+HELD = 256
+"""Pictures that are kept from training and measured on at the end, or a tenth of a small set."""
+PART = 64
+"""Pictures that are encoded at once outside of training."""
+SMALLEST = 8
+"""Pixels a side, which the critic's three halvings leave one of."""
+
+
+class Kept:
+    """A source without every k-th picture, which `held` has: none is trained on that is measured."""
+
+    def __init__(self, source: Source):
+        self.source, self.name, self.shape, self.classes = source, source.name, source.shape, source.classes
+        self.credits = getattr(source, "credits", ())
+        self.in_memory = getattr(source, "in_memory", False)
+        count = len(source)
+        out = torch.zeros(count, dtype=torch.bool)
+        if held := min(HELD, count // 10):
+            out[torch.arange(held) * count // held + count // (2 * held)] = True
+        self.rows, self.out = (~out).nonzero().flatten(), out.nonzero().flatten()
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def fetch(self, indices: Sequence[int], key: int) -> Batch:
+        return self.source.fetch(self.rows[torch.as_tensor(indices)].tolist(), key)
+
+    def held(self) -> Tensor:
+        return self.source.fetch(self.out.tolist(), 0).x
+
+
+def lively(net: Encoder | Decoder) -> Any:
+    """Convolutions between residual blocks begin by keeping the variance of what goes in (He et al. 2015): torch's
+    default takes a part of it at every level, and latents that hardly vary cost hundreds of steps at the mean
+    picture."""
+    *before, last = [m for m in net.layers if isinstance(m, nn.Conv2d)]
+    for layer, follows in [(layer, "relu") for layer in before] + [(last, "linear")]:
+        nn.init.kaiming_normal_(layer.weight, nonlinearity=follows)         # pyright: ignore[reportArgumentType]
+        if layer.bias is not None:
+            nn.init.zeros_(layer.bias)
+    return net
+
+
+def refuse_critic(adversarial: float, critic_from: float, adversarial_from: float, size: int) -> None:
+    if critic_from > adversarial_from:
+        raise Refusal(f"critic_from {critic_from:g} comes after adversarial_from {adversarial_from:g}: the decoder "
+                      "would learn from a critic that knows nothing")
+    if adversarial and size < SMALLEST:
+        raise Refusal(f"adversarial: the critic halves pictures three times, and these have {size} pixels; set it to 0")
+
+
+def stages_of(name: str, steps: int, adversarial: float, critic_from: float, adversarial_from: float,
+              roles: tuple[str, ...] = ()) -> list[Stage]:
+    """What learns, the role `name` unless others are given, learns alone, then beside a critic that learns from it,
+    then from that critic too."""
+    roles = roles or (name,)
+    if not adversarial:
+        return [Stage(name, steps, roles=roles)]
+    first, then = (round(share * steps) for share in (critic_from, adversarial_from))
+    parts = ((name, first, roles), ("critic", then - first, (*roles, "critic")),
+             ("adversarial", steps - then, (*roles, "critic")))
+    return [Stage(stage, count, roles=roles) for stage, count, roles in parts if count]
+
+
+def judged(critic: nn.Module, x: Tensor, drawn: Tensor, turn) -> tuple[Tensor, Tensor]:
+    """The critic's hinge [B]; and what was drawn as the critic saw it, behind random augmentations."""
+    real, made = (match.augmented(p, turn.rand((len(x), match.DRAWS))) for p in (x, drawn))
+    return match.critic_hinge(critic(real), critic(made.detach())), made
+
+
+def balanced_hinge(critic: nn.Module, made: Tensor, terms: Mapping[str, Tensor], share: float, last: Tensor, turn,
+                   role: str) -> Tensor:
+    """[B]: the maker's hinge, times `share` |g_rec| / |g_adv| at its last layer, g_rec of the sum of `terms`."""
+    hinge = match.maker_hinge(critic(made))
+    weight = balance(total(terms), hinge.mean(), last, turn)
+    turn.tell(f"{role}/balance", weight)
+    return share * weight * hinge
+
+
+def total(terms: Mapping[str, Tensor]) -> Tensor:
+    return torch.stack([t.mean() for t in terms.values()]).sum()
+
+
+def balance(reconstruction: Tensor, other: Tensor, last: Tensor, turn) -> Tensor:
+    """|g_rec| / |g_other|, of the gradients over all processes; micro-batches take theirs apart."""
+    both = (torch.autograd.grad(term, last, retain_graph=True)[0] for term in (reconstruction, other))
+    return match.adaptive_weight(*(turn.mean(g) for g in both))
+
+
+def moments(encode: Callable[[Tensor], Tensor], data: Any, seed: int, pictures: int, device: torch.device,
+            over: tuple[int, ...] = (0, 2, 3)) -> tuple[Tensor, Tensor]:
+    """Mean and variance of latents over `over`, [C, 1, 1] or [C, h, w], in float64; whole parts of the data."""
+    count, first, second = 0, torch.zeros(()), torch.zeros(())
+    with Loader(data, seed=seed, batch=PART, workers=0) as loader, torch.no_grad():
+        for i in range(-(-pictures // PART)):
+            z = encode(loader.at(i)[0].x.to(device)).double()
+            sums = [v.sum(over, keepdim=True)[0] for v in (z, z.square())]
+            first, second = (sums[0], sums[1]) if i == 0 else (first + sums[0], second + sums[1])
+            count += z.numel() // sums[0].numel()
+    mean = first / count
+    return mean, (second / count - mean.square()).clamp(min=0)
+
+
+def reconstruction_of(codec: Codec, data: Any, seed: int) -> dict[str, Any]:
+    """PSNR in dB for a product's card: of held-out pictures, where there are any."""
+    held = isinstance(data, Kept) and len(data.out) > 0
+    x = cast(Kept, data).held() if held else sample(data, 64, seed).x
+    with torch.no_grad():
+        values = torch.cat([psnr(codec.reconstruct(part), part.expand(-1, 3, -1, -1))
+                            for part in x.to(codec.device).split(PART)])
+    return {"psnr": round(float(values.mean()), 2), "pictures": len(values),
+            "of": "held-out training pictures" if held else "training pictures"}
+
+
+def errors(drawn: Tensor, x: Tensor, l1: float, l2: float, perceptual: float,
+           likeness: tuple[str, Callable[[Tensor, Tensor], Tensor]] | None) -> dict[str, Tensor]:
+    """What a reconstruction costs, weighted; balances are struck against the sum of these."""
+    error = drawn - x
+    terms = {"l1": l1 * error.abs().flatten(1).mean(1)} if l1 else {}
+    if l2:
+        terms["l2"] = l2 * error.square().flatten(1).mean(1)
+    if likeness is not None:
+        name, distance = likeness
+        terms[name] = perceptual * distance(drawn, x)
+    return terms
+
+
+def last_weight(net: nn.Module) -> Tensor:
+    """Of the last layer of either half, at which gradients are compared."""
+    layer = net.leave if isinstance(net, Bottleneck) else cast(nn.Sequential, net.layers)[-1]
+    return cast(nn.Conv2d, layer).weight
+
+
+def normalised(codec: Codec, data: Any, seed: int, most: int = 2048) -> tuple[Codec, int]:
+    """The codec with latents of mean 0 and deviation 1 in every channel, and on how many pictures that was seen."""
+    raw = Codec(codec.encoder, codec.decoder, replace(codec.space, shift=(0.0,) * codec.space.channels,
+                                                      scale=(1.0,) * codec.space.channels))
+    count = min(most, len(data)) if isinstance(data, Source) else most
+    mean, variance = moments(raw.encode, data, seed, count, raw.device)
+    scale = variance.sqrt()
+    scale = scale.clamp(min=1e-3 * float(variance.mean().sqrt()))      # a dead channel is not blown up
+    space = replace(codec.space, shift=tuple(mean.flatten().tolist()), scale=tuple(scale.flatten().tolist()))
+    return Codec(codec.encoder, codec.decoder, space), -(-count // PART) * PART
