@@ -44,9 +44,7 @@ from stillroom.train.world import pick_device
 
 
 @dataclass(frozen=True, kw_only=True)
-class Net(Images, Run):
-    """The network of whatever answers in the shape of its data: a flow, or a generator that begins anew."""
-
+class Network:
     net: Literal["unet", "dit", "ddt"] = "unet"
     """For images and latents; points always get an MLP. ddt is a DiT with a wide shallow head, for latents of many
     channels."""
@@ -58,6 +56,11 @@ class Net(Images, Run):
     head_width: Count | None = None
     """Of a ddt's head, which should be no narrower than a token has numbers; twice `width` unless given."""
     head_depth: Count = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Net(Network, Images, Run):
+    """Of whatever learns from data and answers in their shape: a flow, or a generator that begins anew."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +97,7 @@ def time_law(settings: Settings, path: Path, shift: float):
     return law if shift == 1 else Shifted(law, shift)
 
 
-def make_net(settings: Net, shape: tuple[int, ...], classes: int | None, guided: bool = False) -> torch.nn.Module:
+def make_net(settings: Network, shape: tuple[int, ...], classes: int | None, guided: bool = False) -> torch.nn.Module:
     told = {"classes": classes, "guided": guided}
     if len(shape) == 1:
         return MLP(shape[0], settings.width, settings.depth, **told)

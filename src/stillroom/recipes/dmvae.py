@@ -1,0 +1,319 @@
+"""DMVAE: an encoder whose latents follow a distribution of one's choosing. The encoder is the generator.
+
+Problem: what latents are good to model? A VAE holds them to a Gaussian, other codecs to nothing. Bring the latents of
+a trained tokenizer to any reference, while it goes on to reconstruct: a law in closed form, data at a noise level,
+samples of anything, or what a flow has learned of an encoder's features.
+
+Equation: with z = E(x), z_t = alpha z + sigma eps, T the reference's prediction at z_t, F that of a network which
+learns the law of z as it moves, and u what both should have said,
+
+    min_{E, D}  a |D(z) - x|_1 + b d(D(z), x) + e w L_adv,  and  dL/dz = weight (F - T) / mean |u - T| beside it
+
+which is the gap of `dmd` with an encoder in the generator's place. F learns on every step, encoder and decoder on every
+`every`-th, and only then is anything decoded. Then the decoder is tuned with the encoder frozen. `match` says what else
+may pull at z: one of the two scores alone, a drifting field, a critic of latents, or a VAE's KL.
+
+The reference stands in the units of the given codec's latents, whose normaliser is kept while they move; the product's
+own is measured at the end.
+
+Paper: Distribution Matching Variational AutoEncoder, arXiv 2512.07778.
+
+Expect: latents nearer to the reference, and some reconstruction lost for it; the card has both. A reference that looks
+nothing like the data, of few modes above all, costs most.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor
+
+from stillroom.codecs import Codec, fingerprint, require_signed, require_usable
+from stillroom.data import Source, sample
+from stillroom.flows import Flow, require
+from stillroom.flows.references import open_reference
+from stillroom.match import MATCHES
+from stillroom.measure.distances import sliced_wasserstein
+from stillroom.measure.samples import energy_distance
+from stillroom.nets.critic import PatchCritic
+from stillroom.paths import Law, Shifted, Uniform, dimension_shift
+from stillroom.recipes import flow as flows
+from stillroom.recipes._drawing import (
+    Kept,
+    balanced_hinge,
+    errors,
+    judged,
+    last_weight,
+    normalised,
+    reconstruction_of,
+    refuse_critic,
+    stages_of,
+)
+from stillroom.recipes._shaping import ByCritic, ByDrift, ByScores, divergence, fake_of
+from stillroom.recipes.codec import Squares, perceptual_of, require_whole_latents
+from stillroom.settings import Count, Natural, NotNegative, Optimizer, Refusal, Share, Where, seed_of
+from stillroom.train import Average, Product, Recipe, Role, Stage, load_product
+from stillroom.train.teacher import is_ours, open_codec, open_teacher
+from stillroom.train.world import pick_device
+
+JUDGED = 512
+"""Latents on which a reference's network must pass the gate."""
+COMPARED = 2000
+"""Latents and samples of the reference between which distances are taken."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreNet(flows.Network):
+    """Of the fake score, where the reference has no network that it could be copied from."""
+
+    net: Literal["unet", "dit", "ddt"] = "dit"
+    width: Count = 128
+    depth: Count = 4
+    patch: Count = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(Squares):
+    codec: Where
+    """The tokenizer to begin with: a run of train codec, a folder of diffusers, or `bundled`."""
+    reference: str
+    """gaussian, gmm:K[:STD], noised:LEVEL[:RUN], samples:FILE, or the run of a flow of this codec's latents."""
+    foreign: bool = False
+    """The reference's run was trained on other latents than this codec's, and is meant all the same."""
+    match: Literal["gap", "teacher", "student", "half", "drifting", "adversarial", "kl"] = "gap"
+    """gap: the difference of two scores. teacher, student: one of them; half: half of the student's. kl is the ordinary
+    VAE, for a codec that answers variances, and knows no reference but gaussian."""
+    conditional: bool = True
+    """Match the law of every class, where data and reference know classes; else that of all together."""
+    crop: Literal["centre", "random", "shrink"] = "centre"
+    steps: Count = 4000
+    """Of matching, counted as the fake score's."""
+    batch: Count = 64
+    fake_steps: Natural = 500
+    """Of the fake score, or the critic of latents, before anything moves."""
+    decoder_steps: Natural = 1000
+    """Of the decoder with the encoder frozen, at the end."""
+    every: Count = 5
+    """Updates of the fake score for one of encoder and decoder."""
+    weight: NotNegative = 10.0
+    """Of the pull at z, beside a reconstruction's terms of 1."""
+    guidance: float = 1.0
+    """Of the reference's score; 5 as released."""
+    fake_guidance: float = 1.0
+    """Of the fake score; 5 as released, which compares two laws that are sharpened alike; DMD2 asks for 1."""
+    times: tuple[Share, Share] = (0.02, 0.98)
+    """Noise times at which the scores are compared, before the shift by dimension; 0 1 as released."""
+    fake: Literal["full", "lora"] = "full"
+    """lora: adapters on the reference's own network, so that only one lies in memory."""
+    rank: Count = 16
+    score_net: ScoreNet = field(default_factory=ScoreNet)
+    l1: NotNegative = 1.0
+    l2: NotNegative = 0.0
+    perceptual: NotNegative = 0.1
+    """Distance of feature maps, with `lpips` or random features, which are louder: 1 as released, with LPIPS."""
+    adversarial: NotNegative = 0.0
+    """Weight of a critic of pictures, beside w; 0.5 as released."""
+    critic_width: Count = 32
+    critic_from: Share = 0.0
+    """Share of the matching after which the critic learns."""
+    adversarial_from: Share = 1 / 8
+    """Share of the matching after which encoder and decoder learn from it."""
+    model: Optimizer = field(default_factory=lambda: Optimizer(lr=1e-4, betas=(0.9, 0.95), clip=1.0, warmup=100))
+    decoder: Optimizer = field(
+        default_factory=lambda: Optimizer(lr=3e-4, betas=(0.9, 0.95), clip=1.0, warmup=100, decay="cosine"))
+    score: Optimizer = field(default_factory=lambda: Optimizer(lr=3e-4, betas=(0.9, 0.95), clip=1.0, warmup=100))
+    critic: Optimizer = field(default_factory=lambda: Optimizer(lr=2e-4, betas=(0.5, 0.9), name="adam"))
+
+
+def refuse_what_cannot_be(s: Settings, codec: Codec, data) -> None:
+    require_whole_latents(data, codec.space.factor)
+    refuse_critic(s.adversarial, s.critic_from, s.adversarial_from, s.size)
+    if not (s.l1 or s.l2 or s.perceptual):
+        raise Refusal("l1, l2 and perceptual are all 0, so nothing holds the latents to the pictures; set one above 0")
+    if not s.times[0] < s.times[1]:
+        raise Refusal(f"times {s.times[0]:g} {s.times[1]:g}: give an earlier and a later one")
+    guided = s.guidance != 1 or s.fake_guidance != 1
+    if guided and not (s.conditional and data.classes and s.match in MATCHES):
+        raise Refusal("guidance: it wants scores of classes; leave it at 1, or give data with labels and --conditional")
+    if s.fake == "lora" and s.match not in MATCHES:
+        raise Refusal(f"fake lora: match {s.match} has no fake score; leave it out")
+    if s.match == "kl" and s.reference != "gaussian":
+        raise Refusal(f"match kl: its reference is gaussian, not {s.reference}; for another one: --match gap")
+    if s.shard:
+        raise Refusal("shard: what pulls at latents looks at whole networks; leave it out")
+
+
+class DMVAE(Recipe):
+    Settings = Settings
+    inputs = ("data",)
+
+    def __init__(self, settings: Settings, data):
+        s = self.settings = settings
+        self.data, self.device = data, pick_device(s.device)
+        self.codec = open_codec(s.codec).to(self.device)
+        refuse_what_cannot_be(s, self.codec, data)
+        self.hash = fingerprint(self.codec)
+        x, y = sample(data, min(COMPARED, count_of(data)), s.seed)
+        self.before = self.encoded(x)
+        if s.match == "kl" and self.codec.posterior(x[:1].to(self.device)).logvar is None:
+            raise Refusal(f"match kl: codec {s.codec} answers no variances; train one with kl above 0")
+        self.classes = len(data.classes) if s.conditional and data.classes else None
+        self.seen = y if self.classes else None                     # labels of `before`
+        self.reference = self.opened()
+        self.shaped = self.shaper()
+        self.mean = Average(self.codec, s.average)
+        self.critic = PatchCritic(s.critic_width) if s.adversarial else None
+        self.perceptual = perceptual_of(s) if s.perceptual else None
+        self.target = self.reference.sample(COMPARED, seed_of(s.seed, "compared"), y=self.labels_of(self.reference))
+
+    @classmethod
+    def prepare(cls, settings, sources, note):
+        data = sources["data"]
+        return {"data": Kept(data)} if isinstance(data, Source) else sources
+
+    # ---- what there is at the start ----
+
+    @torch.no_grad()
+    def encoded(self, x: Tensor, codec: Codec | None = None) -> Tensor:
+        """In the given codec's units, which are the reference's."""
+        encoder = self.codec if codec is None else Codec(codec.encoder, codec.decoder, self.codec.space)
+        return torch.cat([encoder.encode(part.to(self.device)).float().cpu() for part in x.split(64)])
+
+    def opened(self) -> Flow:
+        s = self.settings
+        flow = open_reference(s.reference, tuple(self.before.shape[1:]), self.classes,
+                              latents=lambda: (self.before, self.seen), run=self.flow_of, seed=s.seed)
+        return flow.to(self.device)
+
+    def flow_of(self, place: str) -> Flow:
+        """A trained flow, of this codec's latents."""
+        flow, name = open_teacher(place), f"reference {place}"
+        theirs = load_product(place).card.get("encoding") if is_ours(Path(place)) else None
+        mine = theirs is not None and theirs["codec"] == self.hash
+        if not mine and not self.settings.foreign:
+            raise Refusal(f"{name}: learned from other latents than those of codec {self.settings.codec}; train one "
+                          "with stillroom train flow --codec, or say --foreign, if that is meant")
+        if flow.shape == tuple(self.before.shape[1:]):              # else it is refused for its shape
+            known = mine and flow.classes in (None, self.classes)
+            x = self.before[:JUDGED] if known else flow.sample(JUDGED)
+            y = None if flow.classes is None else self.seen if known else flow.labels(0, JUDGED)
+            require(flow.denoiser, x, None if y is None else y[:JUDGED], name)
+        return flow
+
+    def labels_of(self, flow: Flow) -> Tensor | None:
+        """The data's, for samples of a reference that knows classes."""
+        if flow.classes is None or self.seen is None:
+            return None
+        return self.seen[torch.arange(COMPARED) % len(self.seen)]
+
+    def law(self) -> Law:
+        shift = max(self.reference.shift, dimension_shift(self.before[0].numel()))
+        law = Uniform(*self.settings.times)
+        return law if shift == 1 else Shifted(law, shift)
+
+    def shaper(self) -> ByScores | ByDrift | ByCritic | None:
+        s = self.settings
+        if s.match in MATCHES:
+            fake = fake_of(self.reference, self.classes is not None,
+                           lambda shape, classes: flows.make_net(s.score_net, shape, classes),
+                           s.rank if s.fake == "lora" else None)
+            return ByScores(self.reference, fake, self.law(), *MATCHES[s.match], (s.guidance, s.fake_guidance), s.score)
+        if s.match == "kl":
+            return None
+        samples = self.reference.sample(4 * COMPARED, seed_of(s.seed, "samples")).to(self.device)
+        return ByDrift(samples) if s.match == "drifting" else ByCritic(samples, 256, s.score)
+
+    # ---- learning ----
+
+    def check(self, batch):
+        require_signed(batch["data"].x, self.data.name)
+        require_usable(self.codec, batch["data"].x, f"codec {self.settings.codec}")
+
+    def roles(self):
+        s = self.settings
+        roles = {"codec": Role(self.codec, s.model, every=s.every, average=self.mean),
+                 "decoder": Role(self.codec, s.decoder, trains="^decoder", average=self.mean)}
+        roles |= {} if self.shaped is None else self.shaped.roles()
+        return roles | ({"critic": Role(self.critic, s.critic, every=s.every)} if self.critic is not None else {})
+
+    def stages(self):
+        s = self.settings
+        beside = tuple(self.shaped.roles()) if self.shaped is not None else ()
+        stages = [Stage("fake", s.fake_steps, roles=beside)] if beside and s.fake_steps else []
+        stages += stages_of("match", s.steps, s.adversarial, s.critic_from, s.adversarial_from, ("codec", *beside))
+        last = ("decoder", "critic") if s.adversarial else ("decoder",)
+        return stages + ([Stage("decoder", s.decoder_steps, last, self.freeze)] if s.decoder_steps else [])
+
+    def freeze(self) -> None:
+        """The decoder is tuned to the encoder that is given away, which is the average."""
+        self.codec.load_state_dict(self.mean.module.state_dict())
+
+    def losses(self, batch, turn):
+        x, y = batch["data"]
+        x, moving = x.expand(-1, 3, -1, -1), "codec" in turn
+        with torch.set_grad_enabled(moving):
+            mean, logvar = self.codec.posterior(x)
+        z, y = mean.float(), y if self.classes else None
+        if turn.stage == "decoder":
+            return self.drawn_terms(x, z.detach(), turn, "decoder")
+        losses = {} if self.shaped is None else self.shaped.tracks(z.detach(), y, turn)
+        if moving:
+            pull = divergence(mean, cast(Tensor, logvar)) if self.shaped is None else self.shaped.pulls(z, y, turn)
+            if self.shaped is None:
+                z = z + (cast(Tensor, logvar).float() / 2).exp() * turn.randn(z)
+            losses |= self.drawn_terms(x, z, turn, "codec")
+            losses["codec"][self.settings.match] = self.settings.weight * pull
+        return losses
+
+    def drawn_terms(self, x: Tensor, z: Tensor, turn, role: str) -> dict[str, dict[str, Tensor]]:
+        """Of the reconstruction, and of the critic where it is due."""
+        s, drawn = self.settings, self.codec.decode(z).float()
+        terms = errors(drawn, x, s.l1, s.l2, s.perceptual, self.perceptual)
+        out = {role: dict(terms)}
+        if self.critic is not None and turn.stage in ("critic", "adversarial", "decoder"):
+            hinge, made = judged(self.critic, x, drawn, turn)
+            if "critic" in turn:
+                out["critic"] = {"hinge": hinge}
+            if turn.stage != "critic":
+                last = last_weight(self.codec.decoder)
+                out[role]["hinge"] = balanced_hinge(self.critic, made, terms, s.adversarial, last, turn, role)
+        return out
+
+    # ---- what comes of it ----
+
+    def finished(self) -> Codec:
+        return cast(Codec, self.mean.module)
+
+    def preview(self):
+        x = sample(self.data, 16, self.settings.seed).x.to(self.device).expand(-1, 3, -1, -1)
+        return {"pictures": x, "reconstructions": self.finished().reconstruct(x)}
+
+    def distances(self, z: Tensor) -> dict[str, float]:
+        """Of latents to the reference."""
+        n = min(len(z), len(self.target))
+        return apart(z[:n], self.target[:n])
+
+    def product(self):
+        s, codec = self.settings, self.finished()
+        x, _ = sample(self.data, len(self.before), s.seed)
+        half = len(self.target) // 2
+        after, pictures = normalised(codec, self.data, s.seed)
+        card = {
+            "codec": s.codec, "codec_hash": self.hash, "reference": s.reference, "match": s.match, "data": s.data,
+            "size": s.size, "statistics": {"pictures": pictures},
+            "distance": {"before": self.distances(self.before), "after": self.distances(self.encoded(x, codec)),
+                         "reference to itself": apart(self.target[:half], self.target[half:])},
+            "reconstruction": {"before": reconstruction_of(open_codec(s.codec).to(self.device), self.data, s.seed),
+                               "after": reconstruction_of(after, self.data, s.seed)},
+        }
+        return Product("codec", {"codec": after}, card)
+
+
+def apart(x: Tensor, y: Tensor) -> dict[str, float]:
+    x, y = x.flatten(1), y.flatten(1)
+    return {"sliced_w2": sliced_wasserstein(x, y), "energy": float(energy_distance(x, y))}
+
+
+def count_of(data: Any) -> int:
+    return len(data) if hasattr(data, "__len__") else COMPARED

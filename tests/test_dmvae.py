@@ -1,0 +1,366 @@
+"""The recipe dmvae: what pulls at latents, who moves when, what is decoded, what comes of it, and what a user can get
+wrong."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import stillroom as package
+from command import stillroom
+from stillroom import match
+from stillroom.codecs import fingerprint
+from stillroom.data import Tensors, open_source, sample
+from stillroom.flows import Denoiser, Flow, denoising_loss
+from stillroom.flows.references import gaussian
+from stillroom.nets import MLP, Lora
+from stillroom.paths import Linear, Uniform
+from stillroom.recipes._shaping import ByCritic, ByDrift, ByScores, fake_of
+from stillroom.recipes.dmvae import DMVAE, ScoreNet, Settings
+from stillroom.recipes.flow import FlowMatching
+from stillroom.recipes.flow import Settings as FlowSettings
+from stillroom.recipes.tokenizer import Settings as TokenizerSettings
+from stillroom.recipes.tokenizer import Tokenizer
+from stillroom.settings import Images, Optimizer, Refusal
+from stillroom.train import Product, Silent, fit, save_product
+from stillroom.train.folder import read_rows
+from stillroom.train.loop import Trainer
+from stillroom.train.world import World
+
+RATE = Optimizer(lr=1e-3)
+TINY = {"data": "given", "size": 8, "batch": 8, "precision": "float32", "log_every": 1, "perceptual": 0.0, "every": 3,
+        "fake_steps": 2, "decoder_steps": 2, "steps": 6, "critic_width": 8, "model": RATE, "decoder": RATE,
+        "score": RATE, "score_net": ScoreNet(width=16, depth=1)}
+
+
+@pytest.fixture(scope="module")
+def data():
+    return sample(open_source(Images(data="digits", size=8)), 120, 0)
+
+
+@pytest.fixture(scope="module")
+def x(data):
+    return data.x
+
+
+def tokenizer(out, x, **more):
+    settings = TokenizerSettings(data="given", size=8, patch=4, batch=8, precision="float32", perceptual=0.0, latent=3,
+                                 encoder="conv", params=9000, decoder_params=9000, statistics_pictures=64, steps=120,
+                                 model=Optimizer(lr=4e-3), average=0.9, out=out, **more)
+    return str(fit(Tokenizer, settings, Silent(), data=x))
+
+
+@pytest.fixture(scope="module")
+def codec(tmp_path_factory, x):
+    return tokenizer(tmp_path_factory.mktemp("codec") / "run", x)
+
+
+@pytest.fixture(scope="module")
+def drawing(tmp_path_factory, x):
+    """One whose encoder answers variances too."""
+    return tokenizer(tmp_path_factory.mktemp("codec") / "run", x, kl=1e-3)
+
+
+@pytest.fixture(scope="module")
+def flow(tmp_path_factory, codec, data):
+    """Of the codec's latents, with classes; it passes the gate because half of its work is done for it."""
+    home = tmp_path_factory.mktemp("flow")
+    settings = FlowSettings(data="digits", size=8, codec=codec, net="dit", width=32, depth=1, patch=1, steps=150,
+                            batch=64, precision="float32", model=Optimizer(lr=3e-3), out=home / "run")
+    return str(fit(FlowMatching, settings, Silent()))
+
+
+def settings(out, codec, **more):
+    return Settings(**{**TINY, "out": out, "codec": codec, "reference": "gaussian", **more})
+
+
+def trained(out, x, codec, **more):
+    return fit(DMVAE, settings(out, codec, **more), Silent(), data=x)
+
+
+def trainer_of(recipe, given):
+    return Trainer(recipe, given, {"data": recipe.data}, World(0, 1, torch.device("cpu")), watch=Silent())
+
+
+def steps_of(trainer, count):
+    """Yields before every step."""
+    with trainer.loaders({}) as loaders:
+        for _ in range(count):
+            trainer.enter_stages()
+            yield trainer.step
+            trainer.train_step(trainer.device_batch({"data": loaders["data"].at(trainer.step)}))
+            trainer.step += 1
+
+
+def state(module):
+    return {k: v.clone() for k, v in module.state_dict().items()}
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+class Draws:
+    """Stands for a turn, of every role, whose noise can be drawn again."""
+
+    def __init__(self, seed=0):
+        self.draws, self.told = torch.Generator().manual_seed(seed), {}
+
+    def __contains__(self, role):
+        return True
+
+    def draw(self, law):
+        return law.quantile(torch.rand(6, generator=self.draws))
+
+    def randn(self, like):
+        return torch.randn(like.shape, generator=self.draws)
+
+    def rand(self, shape):
+        return torch.rand(shape, generator=self.draws)
+
+    def tell(self, name, value):
+        self.told[name] = value
+
+
+# ---- what pulls ----
+
+
+def scores(**more):
+    torch.manual_seed(0)
+    reference = gaussian((4,))
+    fake = Denoiser(MLP(4, 8, 1), Linear(), "v")
+    torch.nn.init.normal_(fake.net.final.weight, std=0.3)       # pyright: ignore
+    given = {"push": 1.0, "pull": 1.0, "guidance": (1.0, 1.0)} | more
+    return ByScores(reference, fake, Uniform(0.1, 0.9), given["push"], given["pull"], given["guidance"], RATE)
+
+
+@pytest.mark.parametrize("push, pull", match.MATCHES.values(), ids=match.MATCHES)
+def test_latents_are_pulled_as_generated_samples_are(push, pull):
+    """DMD's gradient in x0, by hand: w (F - T), or one of the scores alone."""
+    shaped, z = scores(push=push, pull=pull), torch.randn(6, 4, requires_grad=True)
+    shaped.pulls(z, None, Draws()).sum().backward()
+    draws = Draws()
+    t, eps = draws.draw(shaped.law), draws.randn(z)
+    z_t = (1 - t)[:, None] * z.detach() + t[:, None] * eps
+    with torch.no_grad():
+        fake, real = shaped.fake.x0(z_t, t), shaped.reference.denoiser.x0(z_t, t)
+    w = 1 / (z.detach() - real).abs().mean(1, keepdim=True)
+    torch.testing.assert_close(z.grad, w * (push * (fake - z.detach()) + pull * (z.detach() - real)) / 4, rtol=1e-4,
+                               atol=1e-5)
+
+
+def test_a_fake_score_that_is_the_reference_pulls_at_nothing():
+    shaped = scores()
+    shaped.real = shaped.guided_fake
+    z = torch.randn(6, 4, requires_grad=True)
+    shaped.pulls(z, None, Draws()).sum().backward()
+    assert z.grad is not None and not z.grad.any()
+
+
+def test_adapters_move_the_fake_score_and_not_the_reference():
+    torch.manual_seed(0)
+    net = MLP(4, 16, 2, classes=3)
+    torch.nn.init.normal_(net.final.weight, std=0.3)
+    reference = Flow(Denoiser(net, Linear(), "v"), (4,))
+    z, t, y = torch.randn(5, 4), torch.rand(5), torch.tensor([0, 1, 2, 0, 1])
+    before = reference.denoiser(z, t, y)
+    fake = fake_of(reference, True, None, rank=2)
+    shaped = ByScores(reference, fake, Uniform(0.1, 0.9), 1.0, 1.0, (2.0, 1.0), RATE)
+    assert {n for n, p in fake.named_parameters() if p.requires_grad} == {
+        n for n, _ in fake.named_parameters() if "lora_" in n}
+    optimizer = torch.optim.Adam([p for p in fake.parameters() if p.requires_grad], 1e-2)
+    for _ in range(20):
+        denoising_loss(fake, z, t, torch.randn(5, 4), y).mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert float((shaped.guided_fake(z, t, y) - before).detach().abs().max()) > 0.05
+    with shaped.bare():
+        torch.testing.assert_close(shaped.fake(z, t, y), before)
+        null = shaped.fake(z, t, torch.full((5,), 3))
+        torch.testing.assert_close(shaped.real(z, t, y), null + 2 * (before - null))
+    assert isinstance(fake.net, Lora) and shaped.real.denoiser is fake
+
+
+def test_one_law_for_all_classes_is_asked_by_the_null_label():
+    seen = []
+
+    class Watched(Denoiser):
+        def forward(self, x_t, t, y=None, r=None):
+            seen.append(y)
+            return super().forward(x_t, t, y, r)
+
+    reference = Flow(Watched(MLP(4, 8, 1, classes=3), Linear(), "v"), (4,))
+    fake = Denoiser(MLP(4, 8, 1), Linear(), "v")
+    shaped = ByScores(reference, fake, Uniform(0.1, 0.9), 1.0, 1.0, (1.0, 1.0), RATE)
+    shaped.pulls(torch.randn(6, 4), None, Draws())
+    assert [y.tolist() for y in seen] == [[3] * 6]
+
+
+@pytest.mark.parametrize("shaped", [
+    lambda samples: ByDrift(samples), lambda samples: ByCritic(samples, 32, Optimizer(lr=5e-3)), None,
+], ids=["drifting", "adversarial", "gap"])
+def test_points_come_nearer_to_the_reference(shaped):
+    """One cloud for all: it knows nothing of encoders."""
+    torch.manual_seed(0)
+    samples = torch.randn(500, 4)
+    shaped = scores() if shaped is None else shaped(samples)
+    z = torch.nn.Parameter(0.3 * torch.randn(6, 4) + 2)
+    far, draws = float(z.detach().mean()), Draws(1)
+    mine = torch.optim.Adam([z], 0.05)
+    theirs = [torch.optim.Adam(role.module.parameters(), role.optimizer.lr * 3) for role in shaped.roles().values()]
+    for step in range(90):
+        for terms in shaped.tracks(z.detach(), None, draws).values():
+            theirs[0].zero_grad()
+            torch.stack([term.mean() for term in terms.values()]).sum().backward()
+            theirs[0].step()
+        if step >= 50:                              # what is tracked is known first
+            mine.zero_grad()
+            shaped.pulls(z, None, draws).mean().backward()
+            mine.step()
+    assert abs(float(z.detach().mean())) < far / 2
+
+
+# ---- who moves when ----
+
+
+def test_only_steps_that_move_the_codec_decode(tmp_path, x, codec, monkeypatch):
+    given = settings(tmp_path / "no", codec, decoder_steps=0)
+    recipe = DMVAE(given, Tensors(x))
+    trainer, decoded, moved, tracked = trainer_of(recipe, given), [], [], []
+    decode = recipe.codec.decode
+    monkeypatch.setattr(recipe.codec, "decode", lambda z: decoded.append(trainer.step) or decode(z))
+    assert isinstance(recipe.shaped, ByScores)
+    before = state(recipe.codec), state(recipe.shaped.fake)
+    for step in steps_of(trainer, 8):
+        now = state(recipe.codec), state(recipe.shaped.fake)
+        moved += [step - 1] if not same(now[0], before[0]) else []
+        tracked += [step - 1] if not same(now[1], before[1]) else []
+        before = now
+    assert decoded == [2, 5]                        # the codec's turns: the last of each three steps
+    assert moved == [2, 5] and tracked == [0, 1, 2, 3, 4, 5, 6]
+
+
+def test_the_decoder_is_tuned_to_the_average_encoder_which_stays(tmp_path, x, codec):
+    given = settings(tmp_path / "no", codec, average=0.5)
+    recipe = DMVAE(given, Tensors(x))
+    trainer = trainer_of(recipe, given)
+    for step in steps_of(trainer, 10):
+        if step == 8:
+            average = state(recipe.mean.module)
+    assert same(state(recipe.codec.encoder), {k.removeprefix("encoder."): v for k, v in average.items()
+                                              if k.startswith("encoder.")})
+    after = state(recipe.mean.module)
+    assert all(torch.equal(after[k], v) for k, v in average.items() if k.startswith("encoder."))
+    assert not all(torch.equal(after[k], v) for k, v in average.items() if k.startswith("decoder."))
+
+
+@pytest.mark.parametrize("more", [
+    {"adversarial": 0.5, "critic_from": 0.0, "adversarial_from": 0.5}, {"match": "adversarial"}, {"match": "drifting"},
+    {"reference": "gmm:4"},
+], ids=str)
+def test_a_run_that_was_stopped_goes_on_to_the_same_product(tmp_path, x, codec, monkeypatch, more):
+    more = {**more, "checkpoint_every": 1, "keep": 20}
+    whole = trained(tmp_path / "a", x, codec, **more)
+    step = Trainer.train_step
+    for stop in (1, 4, 7):
+        def stops(self, micros, stop=stop):
+            if self.step == stop:
+                raise KeyboardInterrupt
+            step(self, micros)
+
+        monkeypatch.setattr(Trainer, "train_step", stops)
+        with pytest.raises(KeyboardInterrupt):
+            trained(tmp_path / "b", x, codec, **more)
+    monkeypatch.setattr(Trainer, "train_step", step)
+    one, two = (package.load(run) for run in (whole, trained(tmp_path / "b", x, codec, **more)))
+    assert one.space == two.space and same(one.state_dict(), two.state_dict())
+
+
+# ---- what comes of it ----
+
+
+def test_the_products_latents_are_normalised_and_distances_told_beside_their_floor(tmp_path, x, codec):
+    out = trained(tmp_path / "run", x, codec)
+    mine, theirs = package.load(out), package.load(codec)
+    z = mine.encode(x)
+    torch.testing.assert_close(z.mean((0, 2, 3)), torch.zeros(3), atol=0.2, rtol=0)
+    torch.testing.assert_close(z.std((0, 2, 3)), torch.ones(3), atol=0.2, rtol=0)
+    assert mine.space != theirs.space
+    card = json.loads((out / "product/product.json").read_text())["card"]
+    assert card["codec_hash"] == fingerprint(theirs) and card["reference"] == "gaussian"
+    assert set(card["distance"]) == {"before", "after", "reference to itself"}
+    assert card["distance"]["reference to itself"]["sliced_w2"] < card["distance"]["before"]["sliced_w2"]
+    assert card["reconstruction"]["before"]["pictures"] == card["reconstruction"]["after"]["pictures"] == 12
+
+
+def test_the_ordinary_vae_is_a_pull_too(tmp_path, x, drawing):
+    out = trained(tmp_path / "run", x, drawing, match="kl", fake_steps=0)
+    rows = read_rows(out / "metrics.jsonl")
+    assert "codec/kl" in rows[2] and not any(name.startswith("fake/") for row in rows for name in row)
+
+
+def test_a_trained_flow_is_a_reference_and_so_is_its_adapter(tmp_path, codec, flow, data):
+    for fake in ("full", "lora"):
+        out = trained(tmp_path / fake, (data.x, data.y), codec, reference=flow, fake=fake, rank=2, guidance=2.0,
+                      fake_guidance=2.0)
+        assert "codec/gap" in read_rows(out / "metrics.jsonl")[5]
+    trained(tmp_path / "noised", data.x, codec, reference=f"noised:0.3:{flow}", conditional=False)
+
+
+def test_samples_of_anything_are_a_reference(tmp_path, x, codec):
+    save_file({"x": torch.randn(50, 12)}, tmp_path / "embeddings.safetensors")
+    out = trained(tmp_path / "run", x, codec, reference=f"samples:{tmp_path}/embeddings.safetensors")
+    assert (out / "product").is_dir()
+
+
+# ---- what a user can get wrong ----
+
+
+def refused(make):
+    with pytest.raises(Refusal) as caught:
+        make()
+    line = str(caught.value)
+    assert "\n" not in line
+    return line
+
+
+def test_what_cannot_be_is_refused_in_one_line(tmp_path, data, x, codec, flow):
+    def recipe(given=x, name=codec, **more):
+        source = Tensors(*given) if isinstance(given, tuple) else Tensors(given)
+        return lambda: DMVAE(settings(tmp_path / "no", name, **more), source)
+
+    untrained = tmp_path / "untrained"
+    card = json.loads((package.train.product.product_folder(flow) / "product.json").read_text())["card"]
+    save_product(Product("flow", {"flow": Flow(Denoiser(MLP(12, 8, 1), Linear(), "v"), (12,))}, card), untrained)
+    wrong = tmp_path / "wrong"
+    net = package.load(flow)
+    torch.nn.init.zeros_(net.denoiser.net.final.weight)
+    save_product(Product("flow", {"flow": net}, card), wrong)
+    other = tokenizer(tmp_path / "other", x, seed=1)
+    for make, words in (
+        (recipe(reference="gausian"), "did you mean 'gaussian'"), (recipe(reference="gmm:1"), "gmm:K[:STD]"),
+        (recipe(reference="nowhere/flow"), "nowhere/flow"),
+        (recipe(reference=str(untrained)), "a law of [12], and the latents are [3, 2, 2]"),
+        (recipe(reference=str(wrong), conditional=False), "fails the teacher gate"),
+        (recipe(name=other, reference=flow), "--foreign"),
+        (recipe(given=(data.x, data.y), reference="gmm:8"), "multiple of 10"),
+        (recipe(name="nowhere"), "no folder nowhere"),
+        (recipe(match="kl"), "answers no variances"), (recipe(match="kl", reference="gmm:4"), "--match gap"),
+        (recipe(guidance=5.0), "data with labels"), (recipe(fake="lora"), "closed form"),
+        (recipe(fake="lora", match="drifting"), "has no fake score"),
+        (recipe(l1=0.0), "nothing holds the latents"), (recipe(times=(0.5, 0.5)), "an earlier and a later one"),
+        (recipe(shard=True), "leave it out"),
+    ):
+        assert words in refused(make), words
+    with pytest.raises(Refusal, match="seem to lie in"):
+        trained(tmp_path / "bright", x / 2 + 0.5, codec)
+
+
+def test_the_command_line(tmp_path, codec):
+    told = stillroom("distill dmvae --codec", codec, "--reference gaussian --data digits --size 8 --steps 3 --batch 8 "
+                     "--fake-steps 1 --decoder-steps 1 --perceptual 0 --precision float32 --quiet "
+                     "--score-net.width 16 --score-net.depth 1 --out", tmp_path / "r")
+    assert told.code == 0, told.err
+    told = stillroom("distill dmvae --codec", codec, "--data digits --size 8 --out", tmp_path / "no")
+    assert told.code == 2 and "--reference must be given" in told.err
