@@ -17,6 +17,7 @@ COMMANDS = {
     "sweep": ("sweep", "a codec over sizes and scales: stillroom sweep RUN --data HELDOUT"),
     "cache": ("cache", "a data set to a store of latents: stillroom cache --codec CODEC --data DATA"),
     "inspect": ("inspect", "the geometry of a space, and whether drifting will work there"),
+    "compare": ("compare", "codecs side by side: stillroom compare CODEC CODEC --data IMAGES"),
     "evaluate": ("evaluate", "samples against data, beside real against real"),
     "export": ("export", "a codec for diffusers, ComfyUI or ONNX: stillroom export RUN --to diffusers"),
     "report": ("report", "write a run's report.html anew"),

@@ -1,0 +1,296 @@
+"""What `stillroom compare` does: the data, the codecs, and for each of them what is measured, unless it lies there
+already. results.json of a codec holds every part beside all that it depends on; what depends on something else is
+measured anew."""
+
+import dataclasses
+import hashlib
+import json
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from stillroom import train
+from stillroom.cli.comparison_data import SHOWN, Part, pictures_of, real_features, space_of, told
+from stillroom.cli.draws import know_recipe
+from stillroom.cli.evaluation import Space
+from stillroom.cli.progress import watch_for
+from stillroom.codecs import Codec, fingerprint
+from stillroom.data import Batch, Encoding, Latents, write_latents
+from stillroom.flows import Flow
+from stillroom.flows.references import open_reference, parse_reference
+from stillroom.measure.metrics import is_few
+from stillroom.measure.portrait import said
+from stillroom.measure.spectral import spectral_slope
+from stillroom.report import compare_measures as measures
+from stillroom.report import compare_prior as priors
+from stillroom.report.compare_measures import MOVED, VECTORS, plain, rgb
+from stillroom.report.compare_prior import Budget, patch_for
+from stillroom.report.compare_words import front
+from stillroom.settings import Refusal, nearest
+from stillroom.train.files import read_json, write_atomically
+from stillroom.train.pictures import grid
+from stillroom.train.teacher import open_codec, open_teacher
+from stillroom.train.world import pick_device
+
+if TYPE_CHECKING:
+    from stillroom.cli.compare import Settings
+
+LEAST, SHARDS = 64, 256     # latents a file at least, and files at most, about: what is killed loses one file's
+JUDGED = 512            # held-out latents on which a prior's loss is taken
+
+
+@dataclass(frozen=True)
+class Entry:
+    name: str
+    spec: str
+    codec: Codec
+    hash: str
+    reference: str      # "" for none
+
+
+@dataclass(frozen=True)
+class Table:
+    """What all codecs are compared on."""
+
+    learned: Part
+    held: Part
+    crop: str
+    space: Space
+    real: Tensor                # [N, D]: features of what the priors learn from
+    budget: Budget
+    device: torch.device
+    settings: "Settings"
+    tell: Callable[[str], None]
+    quiet: bool
+
+
+def compare(specs: Sequence[str], settings: "Settings", quiet: bool = False) -> dict[str, Any]:
+    """Everything measured, as compare.json holds it."""
+    if settings.steps < priors.LEAST:
+        raise Refusal(f"--steps {settings.steps}: a prior is looked at after a quarter of them; give {priors.LEAST} or "
+                      "more")
+    device, budget = pick_device(settings.device), budget_of(settings)
+    learned, held, crop = pictures_of(settings)
+    entries = opened(specs, settings, learned)
+    space = space_of(settings, learned, device)
+    settings.out.mkdir(parents=True, exist_ok=True)
+
+    def tell(text: str) -> None:
+        if not quiet:
+            print(text, file=sys.stderr, flush=True)
+
+    real, fresh = real_features(settings.out, learned, held, space, tell)
+    floor = priors.against(fresh, real, settings.seed)
+    table = Table(learned, held, crop, space, real, budget, device, settings, tell, quiet)
+    grid(rgb(held.first(SHOWN)), columns=SHOWN // 2).save(settings.out / "originals.png")
+    found = [measured(entry, table) for entry in entries]
+    about = {
+        "learned": told(learned), "held_out": told(held), "classes": None if held.classes is None else
+        len(held.classes), "size": learned.shape[-1], "crop": crop, "space": space.name, "features": real.shape[1],
+        "few": is_few(len(fresh), real.shape[1]), "floor": floor, "n": len(held),
+        "slope": plain(said(spectral_slope, held.first(MOVED))), "device": device.type,
+        "threads": torch.get_num_threads(),
+    }
+    asked = json.loads(json.dumps(dataclasses.asdict(settings), default=str))
+    return {"about": about, "settings": asked, "codecs": found, "front": front(found, floor)}
+
+
+def budget_of(s: "Settings") -> Budget:
+    return Budget(s.steps, s.batch, s.width, s.depth, s.tokens, s.rate, s.seed)
+
+
+# ---- codecs ----
+
+def opened(specs: Sequence[str], settings: "Settings", learned: Part) -> list[Entry]:
+    """Every codec under a name of its own, refused here if it cannot be compared: before anything is trained."""
+    named = [called(spec) for spec in specs]
+    names = [name for name, _ in named]
+    for name, spec in named:
+        if names.count(name) > 1:
+            raise Refusal(f"two codecs are called {name!r} ({spec} is one): say NAME={spec}")
+    references = references_of(settings, names)
+    entries, size = list[Entry](), learned.shape[-1]
+    for name, spec in named:
+        know_recipe(Path(spec))
+        codec = open_codec(spec).to(pick_device(settings.device)).eval()
+        if size % codec.space.factor:
+            raise Refusal(f"--size {size} is no multiple of {codec.space.factor}, the pixels that a latent of {spec} "
+                          "spans")
+        entries.append(Entry(name, spec, codec, fingerprint(codec), references.get(name, "")))
+    return entries
+
+
+def called(spec: str) -> tuple[str, str]:
+    """(name, codec) of CODEC or NAME=CODEC."""
+    name, equals, place = spec.partition("=")
+    if equals and not Path(spec).exists():
+        if not name or not place or re.fullmatch(r"[\w.-]*\w", name) is None:
+            raise Refusal(f"{spec}: write NAME=CODEC, the name of letters, digits, dots and dashes")
+        return name, place
+    path = Path(spec)
+    path = path.parent if path.name == "product" else path
+    stem = path.stem if path.suffix.lower() in (".safetensors", ".pth") else path.resolve().name
+    return re.sub(r"[^\w.-]+", "-", stem).strip("-.") or "codec", spec
+
+
+def references_of(settings: "Settings", names: Sequence[str]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for text in settings.reference:
+        name, equals, spec = text.partition("=")
+        own = bool(equals) and not Path(text).exists()
+        if own and name not in names:
+            raise Refusal(f"--reference {text}: no codec is called {name!r}{nearest(name, names)}")
+        parse_reference(spec if own else text)
+        found |= {name: spec} if own else dict.fromkeys(names, text) | found
+    return found
+
+
+# ---- one codec ----
+
+class Kept:
+    """results.json: {part: {"of": what it depends on, "found": what was measured}}."""
+
+    def __init__(self, folder: Path):
+        self.folder, self.file = folder, folder / "results.json"
+        folder.mkdir(parents=True, exist_ok=True)
+        self.parts: dict[str, Any] = read_json(self.file) if self.file.is_file() else {}
+
+    def __call__(self, part: str, of: Mapping[str, Any], measure: Callable[[], Any],
+                 pictures: Sequence[str] = ()) -> Any:
+        """`pictures`: files of the folder that the part leaves."""
+        of = json.loads(json.dumps(dict(of)))
+        held = self.parts.get(part)
+        if held is None or held["of"] != of or not all((self.folder / name).is_file() for name in pictures):
+            found = json.loads(json.dumps(measure(), allow_nan=False))
+            self.parts[part] = held = {"of": of, "found": found}
+            write_atomically(self.file, json.dumps(self.parts, indent=1))
+        return held["found"]
+
+
+def measured(entry: Entry, table: Table) -> dict[str, Any]:
+    s, codec = table.settings, entry.codec
+    folder = s.out / entry.name
+    kept, space = Kept(folder), codec.space
+    side = table.learned.shape[-1] // space.factor
+    budget = dataclasses.asdict(table.budget) | {"patch": patch_for(table.budget, side)}
+    of = {"codec": entry.hash, "learned": table.learned.digest, "held": table.held.digest, "crop": table.crop}
+
+    def tell(text: str) -> None:
+        table.tell(f"{entry.name}: {text}")
+
+    back = kept("reconstruction", {k: of[k] for k in ("codec", "held")} | {"space": table.space.name, "lpips": s.lpips},
+                lambda: reconstructed(entry, table, folder, tell), ["reconstructions.png"])
+    latents = Encodes(entry, table, folder / f"latents-{short(of)}", tell)
+    shape = kept("latents", of | {"seed": s.seed},
+                 lambda: portrayed(entry, table, latents, tell))
+    prior = of | {"budget": budget}
+    run = folder / f"prior-{short(prior)}"
+
+    def go() -> Path:
+        flow = priors.prior_settings(table.budget, latents.store(), side, run, s.device)
+        if not (run / "product").is_dir():
+            tell(f"a prior of {flow.steps} steps, {(side // flow.patch) ** 2} tokens")
+        return priors.trained(flow, watch_for(table.quiet))
+
+    loss = kept("prior", prior, lambda: judged(go(), latents, tell))
+    how = {"real": len(table.real), "space": table.space.name, "n": len(table.held), "guidance": s.guidance,
+           "sampler_steps": s.sampler_steps}
+    rows = kept("generation", prior | how, lambda: sampled(entry, table, go(), folder, tell), ["samples.png"])
+    away = None
+    if entry.reference:
+        away = kept("reference", of | {"reference": entry.reference, "seed": s.seed},
+                    lambda: to_reference(entry, table, latents, tell))
+    halves_of = {half: sum(p.numel() for p in module.parameters()) for half, module in
+                 (("encoder", codec.encoder), ("decoder", codec.decoder))}
+    what = {"channels": space.channels, "factor": space.factor, "side": side, "numbers": space.channels * side**2,
+            "tokens": (side // budget["patch"]) ** 2, "parameters": halves_of}
+    return {"name": entry.name, "spec": entry.spec, "hash": entry.hash, "what": what, "reconstruction": back,
+            "latents": shape, "prior": loss | {"run": run.name}, "generation": rows, "reference": away}
+
+
+def short(of: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(dict(of), sort_keys=True).encode()).hexdigest()[:8]
+
+
+def reconstructed(entry: Entry, table: Table, folder: Path, tell: Callable[[str], None]) -> dict[str, Any]:
+    tell(f"{len(table.held)} held-out pictures there and back")
+    metrics, absent = measures.metrics_for(table.held.shape[-1], table.settings.lpips, table.device)
+    found, pictures = measures.reconstruction(entry.codec, table.held.batches(), metrics, table.space.of, SHOWN)
+    grid(pictures, columns=SHOWN // 2).save(folder / "reconstructions.png")
+    return found | {"absent": absent}
+
+
+class Encodes:
+    """A codec's latents: a store of those that are learned from, and the held-out ones; made when they are asked."""
+
+    def __init__(self, entry: Entry, table: Table, folder: Path, tell: Callable[[str], None]):
+        self.entry, self.table, self.folder, self.tell = entry, table, folder, tell
+
+    def encoded(self, part: Part, start: int = 0) -> Iterator[Batch]:
+        codec = self.entry.codec
+        for x, y in part.batches(start):
+            with torch.inference_mode():
+                yield Batch(codec.encode(x.to(codec.device)).float().cpu(), y)
+
+    def store(self) -> Path:
+        if not (self.folder / "latents.json").is_file():
+            self.tell(f"{len(self.table.learned)} pictures to latents")
+        space, part = self.entry.codec.space, self.table.learned
+
+        def own(start: int) -> Iterator[Batch]:
+            return (Batch(space.denormalise(z), y) for z, y in self.encoded(part, start))
+
+        return write_latents(self.folder, own, Encoding(space, self.entry.hash, self.table.crop), part.classes,
+                             f"{part.name}, {len(part)} pictures", max(LEAST, len(part) // SHARDS))
+
+    def some(self) -> Batch:
+        source = Latents(self.store())
+        return source.fetch(range(min(VECTORS, len(source))), 0)       # the part is shuffled already
+
+    @cached_property
+    def held(self) -> Batch:
+        z, y = zip(*self.encoded(self.table.held), strict=True)
+        return Batch(torch.cat(z).clone(), None if y[0] is None else torch.cat(y))
+
+
+def portrayed(entry: Entry, table: Table, latents: Encodes, tell: Callable[[str], None]) -> dict[str, Any]:
+    tell("probes, spectra, velocities")
+    (z, y), (held, held_y) = latents.some(), latents.held
+    if not float(min(z.std(), held.std())) > 0:
+        raise Refusal(f"{entry.spec}: all its latents are equal: there is nothing to model")
+    found = measures.of_latents(z, y, held[:VECTORS], None if held_y is None else held_y[:VECTORS], table.settings.seed)
+    return found | {"moves": measures.moves(entry.codec, table.held.first(MOVED))}
+
+
+def judged(run: Path, latents: Encodes, tell: Callable[[str], None]) -> dict[str, Any]:
+    flow: Flow = train.load(run)
+    (z, y), device = latents.held, latents.entry.codec.device
+    labels = None if y is None or flow.classes is None else y[:JUDGED].to(device)
+    told = {"seconds": priors.seconds_of(run), "parameters": sum(p.numel() for p in flow.parameters())}
+    return priors.risks(flow.to(device), z[:JUDGED].to(device), labels) | told
+
+
+def sampled(entry: Entry, table: Table, run: Path, folder: Path, tell: Callable[[str], None]) -> list[dict[str, Any]]:
+    s, n = table.settings, len(table.held)
+    y = torch.cat([labels for _, labels in table.held.batches() if labels is not None]) if table.held.classes else None
+    rows, pictures = priors.generation(run, s.steps, entry.codec, table.space.of, table.real, n, s.seed, y, s.guidance,
+                                s.sampler_steps, SHOWN, tell)
+    for name, x in pictures.items():
+        grid(x, columns=SHOWN // 2).save(folder / f"{name}.png")
+    return rows
+
+
+def to_reference(entry: Entry, table: Table, latents: Encodes, tell: Callable[[str], None]) -> dict[str, Any]:
+    tell(f"distance to {entry.reference}")
+    z, seed = latents.held.x, table.settings.seed
+    flow = open_reference(entry.reference, tuple(z.shape[1:]), None, lambda: (latents.some().x, None), open_teacher,
+                          seed, tell)
+    w = flow.sample(2 * len(z), seed)
+    return {"reference": entry.reference} | measures.distance_to(z, w[: len(z)], w[len(z) :], seed)

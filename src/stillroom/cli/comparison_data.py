@@ -1,0 +1,139 @@
+"""The pictures on which `stillroom compare` compares codecs, and the feature space in which it holds samples against
+them."""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from stillroom.cli.evaluation import Space, learned_space
+from stillroom.cli.sides import Side, crop_of, test_split_of
+from stillroom.data import Batch, Source, encoding_card, open_source
+from stillroom.measure.inception import FidInception
+from stillroom.measure.metrics import halves
+from stillroom.measure.perceptual import RandomFeatures, pooled
+from stillroom.measure.reference import INCEPTION
+from stillroom.report.compare_measures import rgb
+from stillroom.settings import Images, Refusal
+from stillroom.train.checkpoint import load_tensors
+from stillroom.train.files import file_written_atomically
+
+if TYPE_CHECKING:
+    from stillroom.cli.compare import Settings
+
+FEWEST = 32             # pictures on either side
+WIDTHS = (16, 32, 64, 64)
+SHOWN = 16              # pictures in a row of the page
+AT_ONCE = 64
+
+
+class Part:
+    """Some of a source's pictures, as a source."""
+
+    def __init__(self, source: Source, rows: Tensor, how: str = ""):
+        self.source, self.rows, self.shape, self.classes = source, rows.tolist(), source.shape, source.classes
+        self.name, self.how = source.name, how
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def fetch(self, indices: Sequence[int], key: int) -> Batch:
+        return self.source.fetch([self.rows[i] for i in indices], key)
+
+    def batches(self, start: int = 0) -> Iterator[Batch]:
+        for first in range(start, len(self), AT_ONCE):
+            yield self.fetch(range(first, min(first + AT_ONCE, len(self))), 0)
+
+    def first(self, count: int) -> Tensor:
+        return self.fetch(range(min(count, len(self))), 0).x
+
+    @cached_property
+    def digest(self) -> str:
+        """Which pictures these are: their source, their numbers, and the pixels of the first ones."""
+        told = json.dumps([self.name, len(self.source), list(self.shape), self.rows])
+        return hashlib.sha256(told.encode() + self.first(SHOWN).numpy().tobytes()).hexdigest()[:16]
+
+
+def told(part: Part) -> str:
+    return f"{part.name}: {len(part):,}" + "".join(f", {how}" for how in (part.how, crop_of(part.source)) if how)
+
+
+# ---- pictures ----
+
+def pictures_of(settings: "Settings") -> tuple[Part, Part, str]:
+    """What is learned from, what is judged on, and how they became squares."""
+    size = settings.size or (8 if settings.data.partition(":")[0] == "digits" else None)
+    if size is None:
+        raise Refusal(f"{settings.data}: say how large its pictures shall be: --size PIXELS")
+    source = opened_source(settings, settings.data, size)
+    heldout = settings.heldout or test_split_of(settings.data)
+    if heldout is None:
+        rows, aside = halves(len(source), settings.n, settings.seed)
+        held = Part(source, aside, "set aside")
+    else:
+        other = opened_source(settings, heldout, size)
+        if (other.shape, other.classes) != (source.shape, source.classes):
+            raise Refusal(f"{other.name}: its pictures or classes are not those of {source.name}")
+        rows, held = shuffled(source, settings.seed), Part(other, shuffled(other, settings.seed)[: settings.n])
+    learned = Part(source, rows[: settings.pictures])
+    for part in (learned, held):
+        if len(part) < FEWEST:
+            raise Refusal(f"{part.name}: {len(part)} pictures are too few to compare codecs on; {FEWEST} to learn from "
+                          f"and {FEWEST} held-out ones are needed")
+    return learned, held, f"{settings.crop} {size}"
+
+
+def shuffled(source: Source, seed: int) -> Tensor:
+    return torch.randperm(len(source), generator=torch.Generator().manual_seed(seed))
+
+
+def opened_source(settings: "Settings", spec: str, size: int) -> Source:
+    s = settings
+    source = open_source(Images(data=spec, size=size, crop=s.crop, shrink=s.shrink, bad_share=s.bad_share))
+    if not isinstance(source, Source):
+        raise Refusal(f"{source.name}: a stream cannot be read by number; give a folder or a parquet file")
+    if encoding_card(source) or len(source.shape) != 3 or source.shape[0] not in (1, 3):
+        raise Refusal(f"{source.name}: holds {list(source.shape)}, and codecs are compared on pictures")
+    return source
+
+
+# ---- the feature space ----
+
+def space_of(settings: "Settings", learned: Part, device: torch.device) -> Space:
+    """The one in which all samples are held against real pictures: of RGB in [-1, 1]."""
+    if settings.features and settings.inception is not None:
+        raise Refusal("--features and --inception: distances are in one feature space; give one of them")
+    if settings.inception is not None:
+        net = FidInception.from_file(settings.inception).to(device)
+        return Space(INCEPTION, lambda x: net(x.to(device)).cpu(), "FID")
+    if settings.features:
+        shape = tuple(learned.shape)
+        side = Side(learned.name, len(learned), shape, lambda law: learned.batches())
+        space = learned_space(settings.features, side, None, device)
+        if shape[0] == 3:
+            return space
+        return Space(space.name, lambda x: space.of(x.mean(1, keepdim=True)), space.how)     # grey in three channels
+    random = pooled(RandomFeatures(widths=WIDTHS).to(device))
+    return Space("random features", lambda x: random(x.to(device)).float().cpu(), "of pixels, an untrained network's")
+
+
+@torch.no_grad()
+def real_features(out: Path, learned: Part, held: Part, space: Space,
+                  tell: Callable[[str], None]) -> tuple[Tensor, Tensor]:
+    """Of both parts, kept in a file that is named after them and the space."""
+    key = hashlib.sha256(json.dumps([learned.digest, held.digest, space.name]).encode()).hexdigest()[:16]
+    file = out / f"real-{key}.safetensors"
+    if not file.is_file():
+        tell(f"real pictures in {space.name}")
+        parts = {name: torch.cat([space.of(rgb(x)) for x, _ in part.batches()]).contiguous()
+                 for name, part in (("learned", learned), ("held", held))}
+        with file_written_atomically(file) as new:
+            save_file(parts, new)
+    found = load_tensors(file)
+    return found["learned"], found["held"]
