@@ -21,7 +21,7 @@ from stillroom.recipes import listing as recipes
 from stillroom.settings import Refusal
 
 PAGE = Path(__file__).parents[1] / "docs" / "claims.md"
-OF_NO_RECIPE = {"drifting-identities", "drifting-scatter"}
+OF_NO_RECIPE = {"dmvae-toy", "drifting-identities", "drifting-scatter"}
 """Claims about something that is not a recipe."""
 
 HALF = Check("half", "error at most half the control's", lambda mine, arms: arms["plain"]["error"] / 2 - mine["error"])
