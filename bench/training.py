@@ -1,10 +1,13 @@
 """What students of the bundled teacher come to on photographs: by their size, by the resolution they learn at, and by
 the terms of their loss. Each row is one run of `stillroom distill encoder` in a process of its own.
 
-    STILLROOM_DATA=DATA python bench/training.py [sizes] [resolutions] [losses]
+    STILLROOM_DATA=DATA python bench/training.py [sizes] [resolutions] [losses] [seeds]
+
+    ... python bench/training.py times [sizes] [resolutions]
 
 DATA holds bsds500/train, which the students learn from, and bsds500/val, on whose photographs at native size they are
-judged. Writes training/NAME.json and TRAINING.md.
+judged. Writes training/NAME.json and TRAINING.md; rows that a file holds already are kept. Then `times` measures the
+time of a step, each row in turn and twice round, on a machine that should do nothing else: tables without it show none.
 """
 
 import json
@@ -14,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +33,12 @@ from stillroom.train import Silent, load, start
 from stillroom.train.teacher import open_codec
 
 STEPS, BATCH, SEED = 2000, 16, 1
+TIMED = 40         # steps of a row of `times`
 RESULTS, PAGE = HERE / "training", HERE / "TRAINING.md"
 COMMON = {"teacher": "bundled", "crop": "shrink", "shrink": [1.0, 5.0], "size": 64, "steps": STEPS, "batch": BATCH,
           "seed": SEED, "params": 300_000, "precision": "bfloat16", "flip": True}
+PLAIN: dict[str, dict[str, float]] = {"mse": {}, "l1": {"mse": 0.0, "l1": 1.0}, "huber": {"mse": 0.0, "huber": 1.0}}
+SMALL = {"steps": 1500, "params": 100_000}
 TABLES: dict[str, tuple[str, dict[str, dict[str, Any]]]] = {
     "sizes": (
         f"Students by size: {STEPS} steps of {BATCH} squares of 64 pixels. The bound: 0.3M within 0.7 dB of the "
@@ -53,11 +60,9 @@ TABLES: dict[str, tuple[str, dict[str, dict[str, Any]]]] = {
     "losses": (
         "Students of 0.1M by the terms of their loss: 1500 steps of 16 squares of 64 pixels.",
         {
-            name: {"steps": 1500, "params": 100_000, "weights": weights} | more
+            name: SMALL | {"weights": weights} | more
             for name, weights, more in (
-                ("mse", {}, {}),
-                ("l1", {"mse": 0.0, "l1": 1.0}, {}),
-                ("huber", {"mse": 0.0, "huber": 1.0}, {}),
+                *((name, weights, {}) for name, weights in PLAIN.items()),
                 ("mse + statistics", {"statistics": 1.0}, {}),
                 ("mse + features", {"features": 0.3}, {}),
                 ("mse + pixels", {"pixels": 1.0}, {}),
@@ -68,6 +73,11 @@ TABLES: dict[str, tuple[str, dict[str, dict[str, Any]]]] = {
                 ("wasserstein", {"mse": 0.0, "logvar": 0.0, "wasserstein": 1.0}, {"moments": True}),
             )
         },
+    ),
+    "seeds": (
+        "The plain losses again with two more seeds: what a difference in the table of losses is worth.",
+        {f"{name}, seed {seed}": SMALL | {"weights": weights, "seed": seed}
+         for name, weights in PLAIN.items() for seed in (1, 2, 3)},
     ),
 }
 
@@ -93,65 +103,102 @@ def judged(codec: Codec, teacher: Codec, folder: Path) -> dict[str, float]:
     return {"pictures": found} | {name: total / found for name, total in sums.items()}
 
 
+def begun(values: dict[str, Any], data: Path, place: str) -> Path:
+    """The run, in this process."""
+    weights = from_mapping(Weights, values.pop("weights", {}), "weights")
+    settings = from_mapping(Settings, values | {"out": f"{place}/run", "data": str(data / "bsds500/train")}, "bench")
+    return start(EncoderDistillation, replace(settings, weights=weights), "encoder", watch=Silent())
+
+
 def one(values: dict[str, Any], data: Path) -> dict[str, Any]:
     """A run and its judgement, in this process, which does nothing else: its peak memory is the run's."""
     with tempfile.TemporaryDirectory() as place:
-        weights = from_mapping(Weights, values.pop("weights", {}), "weights")
-        out, train = Path(place) / "run", str(data / "bsds500/train")
-        settings = from_mapping(Settings, values | {"out": str(out), "data": train}, "bench")
-        begun = time.perf_counter()
-        start(EncoderDistillation, Settings(**vars(settings) | {"weights": weights}), "encoder", watch=Silent())
-        seconds = time.perf_counter() - begun
+        before = time.perf_counter()
+        out = begun(values, data, place)
+        seconds = time.perf_counter() - before
         peak, codec = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, load(out)
         info = json.loads((out / "run.json").read_text())
     return {
         "parameters": sum(p.numel() for p in codec.encoder.parameters()), "steps": info["steps"],
-        "ms per step": 1e3 * info["seconds"] / info["steps"], "seconds": seconds, "peak memory, GB": peak / 1e9,
+        "seconds": seconds, "peak memory, GB": peak / 1e9,
         **judged(codec, open_codec("bundled"), data / "bsds500/val"),
     }
 
 
-def run(name: str, data: Path) -> None:
+def pace(values: dict[str, Any], data: Path) -> dict[str, Any]:
+    """Of some steps after the first ones, which the run's own rows of metrics tell."""
+    with tempfile.TemporaryDirectory() as place:
+        out = begun(values | {"steps": TIMED, "log_every": TIMED // 4}, data, place)
+        rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return {"ms per step": min(1e3 / row["steps_per_second"] for row in rows[1:])}
+
+
+def apart(mode: str, values: dict[str, Any]) -> dict[str, Any]:
+    """In a process of its own."""
+    said = subprocess.run([sys.executable, __file__, mode, json.dumps(values)], check=True, stdout=subprocess.PIPE,
+                          text=True)
+    return json.loads(said.stdout.splitlines()[-1])
+
+
+def run(name: str) -> None:
     about, rows = TABLES[name]
     result = {"title": about, "command": f"python bench/training.py {name}", "machine": machine(), "rows": {}}
+    if (file := RESULTS / f"{name}.json").exists():
+        result["rows"] = json.loads(file.read_text())["rows"]
     for title, changes in rows.items():
-        said = subprocess.run([sys.executable, __file__, "--one", json.dumps(COMMON | changes)], check=True,
-                              stdout=subprocess.PIPE, text=True)
-        result["rows"][title] = json.loads(said.stdout.splitlines()[-1])
-        print(title, result["rows"][title], flush=True)
-        RESULTS.mkdir(exist_ok=True)
-        (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
+        if title not in result["rows"]:
+            result["rows"][title] = apart("--one", COMMON | changes)
+            print(title, result["rows"][title], flush=True)
+            write(name, result)
+
+
+def write(name: str, result: dict[str, Any]) -> None:
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
+
+
+def times(name: str) -> None:
+    """The lesser of two measurements, between which those of all other rows lie."""
+    result, rows = json.loads((RESULTS / f"{name}.json").read_text()), TABLES[name][1]
+    taken = [{title: apart("--pace", COMMON | rows[title])["ms per step"] for title in result["rows"]}
+             for _ in range(2)]
+    for title, row in result["rows"].items():
+        row["ms per step"] = min(t[title] for t in taken)
+    write(name, result | {"times": machine()})
 
 
 COLUMNS = {
-    "parameters": ",d", "ms per step": ".0f", "peak memory, GB": ".2f", "PSNR, dB": ".2f", "teacher's PSNR, dB": ".2f",
+    "parameters": ",d", "peak memory, GB": ".2f", "PSNR, dB": ".2f", "teacher's PSNR, dB": ".2f",
     "nMSE": ".4f", "deviation / teacher's": ".3f", "high frequencies": ".3f", "teacher's high frequencies": ".3f",
 }
 
 
 def page() -> str:
     lines = ["# Students of the bundled teacher on photographs", "",
-             "Generated by `python bench/training.py`, which says what the columns are. One seed, chosen before: "
-             "differences under 0.1 dB say nothing.", ""]
+             "Generated by `python bench/training.py`, which says what the columns are. One seed, chosen before, but "
+             "for the table of seeds: differences under 0.1 dB say nothing.", ""]
     for file in sorted(RESULTS.glob("*.json")):
         result = json.loads(file.read_text())
-        m = result["machine"]
+        m = result.get("times", result["machine"])
+        columns = COLUMNS | ({"ms per step": ".0f"} if "times" in result else {})
         lines += [f"## {file.stem}", "", result["title"], "",
                   f"`{result['command']}`; {m['processor']}, {m['threads']} threads, torch {m['torch']}; "
                   f"load {m['load'][0]} at the start.", "",
-                  "| | " + " | ".join(COLUMNS) + " |", "|---" * (len(COLUMNS) + 1) + "|"]
-        lines += ["| " + " | ".join([title, *(format(row[c], f) for c, f in COLUMNS.items())]) + " |"
+                  "| | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
+        lines += ["| " + " | ".join([title, *(format(row[c], f) for c, f in columns.items())]) + " |"
                   for title, row in result["rows"].items()]
         lines.append("")
     return "\n".join(lines)
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--one"]:
-        print(json.dumps(one(json.loads(sys.argv[2]), Path(os.environ["STILLROOM_DATA"]))))
+    if "STILLROOM_DATA" not in os.environ:
+        sys.exit("set STILLROOM_DATA to the folder that holds bsds500")
+    data = Path(os.environ["STILLROOM_DATA"])
+    if sys.argv[1:2] in (["--one"], ["--pace"]):
+        print(json.dumps({"--one": one, "--pace": pace}[sys.argv[1]](json.loads(sys.argv[2]), data)))
     else:
-        if "STILLROOM_DATA" not in os.environ:
-            sys.exit("set STILLROOM_DATA to the folder that holds bsds500")
-        for name in sys.argv[1:] or TABLES:
-            run(name, Path(os.environ["STILLROOM_DATA"]))
+        timed = sys.argv[1:2] == ["times"]
+        for name in sys.argv[1 + timed:] or TABLES:
+            (times if timed else run)(name)
         PAGE.write_text(page())
