@@ -259,7 +259,7 @@ def test_inception_refuses_other_files(inception, tmp_path):
     weights = torch.load(file, weights_only=True)
     del weights["Mixed_7c.branch_pool.bn.running_var"]
     torch.save(weights, tmp_path / "other.pth")
-    with pytest.raises(Refusal, match=r"missing: Mixed_7c\.branch_pool\.bn\.running_var"):
+    with pytest.raises(Refusal, match=r"1 missing .Mixed_7c\.branch_pool\.bn\.running_var"):
         FidInception.from_file(tmp_path / "other.pth")
     with pytest.raises(Refusal, match="3, H, W"):
         net(torch.zeros(1, 1, 32, 32))
