@@ -38,6 +38,7 @@ from stillroom.recipes._drawing import (
     PART,
     Kept,
     balanced_hinge,
+    errors,
     judged,
     moments,
     reconstruction_of,
@@ -175,7 +176,7 @@ class RAE(Recipe):
         self.raw = Codec(self.encoder, decoder, raw_space(net, s.patch))        # tokens in the place of latents
         self.mean = Average(decoder, s.average)
         self.critic = PatchCritic(s.nets.critic) if s.adversarial else None
-        self.perceptual, self.distance = perceptual_of(s) if s.perceptual else ("", None)
+        self.perceptual = perceptual_of(s) if s.perceptual else None
         shape = (net.channels, *((side, side) if s.statistics == "element" else (1, 1)))
         self.shift, self.scale = torch.zeros(shape, dtype=torch.float64), torch.ones(shape, dtype=torch.float64)
         if self.own:
@@ -229,9 +230,7 @@ class RAE(Recipe):
         s, u = self.settings, self.tokens(x)
         draw = turn.rand((len(x), 1, 1, 1)) if s.noise == "uniform" else turn.randn((len(x), 1, 1, 1)).abs()
         drawn = self.raw.decode(u + s.tau * draw * turn.randn(u)).float()
-        terms = {"l1": s.l1 * (drawn - x).abs().flatten(1).mean(1)} if s.l1 else {}
-        if self.distance is not None:
-            terms[self.perceptual] = s.perceptual * self.distance(drawn, x)
+        terms = errors(drawn, x, s.l1, 0.0, s.perceptual, self.perceptual)
         out = {"decoder": terms}
         if turn.stage in ("critic", "adversarial"):
             assert self.critic is not None
