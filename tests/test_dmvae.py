@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 
 import stillroom as package
 from command import stillroom
+from stepping import same, state, steps_of, trainer_of
 from stillroom import match
 from stillroom.codecs import fingerprint
 from stillroom.data import Tensors, open_source, sample
@@ -26,7 +27,6 @@ from stillroom.settings import Images, Optimizer, Refusal
 from stillroom.train import Product, Silent, fit, save_product
 from stillroom.train.folder import read_rows
 from stillroom.train.loop import Trainer
-from stillroom.train.world import World
 
 RATE = Optimizer(lr=1e-3)
 TINY = {"data": "given", "size": 8, "batch": 8, "precision": "float32", "log_every": 1, "perceptual": 0.0, "every": 3,
@@ -77,28 +77,6 @@ def settings(out, codec, **more):
 
 def trained(out, x, codec, **more):
     return fit(DMVAE, settings(out, codec, **more), Silent(), data=x)
-
-
-def trainer_of(recipe, given):
-    return Trainer(recipe, given, {"data": recipe.data}, World(0, 1, torch.device("cpu")), watch=Silent())
-
-
-def steps_of(trainer, count):
-    """Yields before every step."""
-    with trainer.loaders({}) as loaders:
-        for _ in range(count):
-            trainer.enter_stages()
-            yield trainer.step
-            trainer.train_step(trainer.device_batch({"data": loaders["data"].at(trainer.step)}))
-            trainer.step += 1
-
-
-def state(module):
-    return {k: v.clone() for k, v in module.state_dict().items()}
-
-
-def same(a, b):
-    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
 class Draws:

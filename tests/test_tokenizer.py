@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 
 import stillroom as package
 from command import stillroom
+from stepping import same, state, steps_of, trainer_of
 from stillroom.codecs.tokens import TokenEncoder, token_encoder
 from stillroom.data import Tensors, open_source, sample
 from stillroom.match.alignment import marginal_cosine, marginal_distance
@@ -27,7 +28,6 @@ from stillroom.settings import Images, Optimizer, Refusal, read_toml
 from stillroom.train import Silent, fit, load_product
 from stillroom.train.folder import read_rows
 from stillroom.train.loop import Trainer
-from stillroom.train.world import World
 
 OWN = Own(width=16, depth=1, heads=2, painter_width=16, painter_depth=1)
 TINY = {"data": "given", "size": 16, "patch": 4, "batch": 8, "precision": "float32", "log_every": 1, "perceptual": 0.0,
@@ -57,28 +57,6 @@ def settings(out, **more):
 
 def trained(out, x, **more):
     return fit(Tokenizer, settings(out, **more), Silent(), data=x)
-
-
-def trainer_of(recipe, given):
-    return Trainer(recipe, given, {"data": recipe.data}, World(0, 1, torch.device("cpu")), watch=Silent())
-
-
-def steps_of(trainer, count):
-    """Yields before every step."""
-    with trainer.loaders({}) as loaders:
-        for _ in range(count):
-            trainer.enter_stages()
-            yield trainer.step
-            trainer.train_step(trainer.device_batch({"data": loaders["data"].at(trainer.step)}))
-            trainer.step += 1
-
-
-def state(module):
-    return {k: v.clone() for k, v in module.state_dict().items()}
-
-
-def same(a, b):
-    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
 # ---- the half that is new ----

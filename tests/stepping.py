@@ -1,0 +1,29 @@
+"""A recipe's steps by hand, one at a time, and its weights before and after."""
+
+import torch
+
+from stillroom.train import Silent
+from stillroom.train.loop import Trainer
+from stillroom.train.world import World
+
+
+def trainer_of(recipe, given):
+    return Trainer(recipe, given, {"data": recipe.data}, World(0, 1, torch.device("cpu")), watch=Silent())
+
+
+def steps_of(trainer, count):
+    """Yields before every step."""
+    with trainer.loaders({}) as loaders:
+        for _ in range(count):
+            trainer.enter_stages()
+            yield trainer.step
+            trainer.train_step(trainer.device_batch({"data": loaders["data"].at(trainer.step)}))
+            trainer.step += 1
+
+
+def state(module):
+    return {k: v.clone() for k, v in module.state_dict().items()}
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
