@@ -288,8 +288,13 @@ def test_a_trained_flow_is_a_reference_and_so_is_its_adapter(tmp_path, codec, fl
 
 def test_samples_of_anything_are_a_reference(tmp_path, x, codec):
     save_file({"x": torch.randn(50, 12)}, tmp_path / "embeddings.safetensors")
-    out = trained(tmp_path / "run", x, codec, reference=f"samples:{tmp_path}/embeddings.safetensors")
-    assert (out / "product").is_dir()
+    reference = f"samples:{tmp_path}/embeddings.safetensors"
+    assert (trained(tmp_path / "run", x, codec, reference=reference) / "product").is_dir()
+    save_file({"x": torch.randn(5100, 12)}, tmp_path / "embeddings.safetensors")
+    told = stillroom("distill dmvae --codec", codec, "--data digits --size 8 --steps 3 --batch 8 --fake-steps 1 "
+                     "--decoder-steps 1 --perceptual 0 --precision float32 --score-net.width 16 --score-net.depth 1 "
+                     "--out", tmp_path / "many", "--reference", reference)
+    assert told.code == 0 and "5000 of 5100 samples" in told.out + told.err
 
 
 # ---- what a user can get wrong ----

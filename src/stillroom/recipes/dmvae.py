@@ -160,6 +160,7 @@ class DMVAE(Recipe):
             raise Refusal(f"match kl: codec {s.codec} answers no variances; train one with kl above 0")
         self.classes = len(data.classes) if s.conditional and data.classes else None
         self.seen = y if self.classes else None                     # labels of `before`
+        self.said: list[str] = []                                   # of how the reference was made
         self.reference = self.opened()
         self.shaped = self.shaper()
         self.mean = Average(self.codec, s.average)
@@ -183,7 +184,8 @@ class DMVAE(Recipe):
     def opened(self) -> Flow:
         s = self.settings
         flow = open_reference(s.reference, tuple(self.before.shape[1:]), self.classes,
-                              latents=lambda: (self.before, self.seen), run=self.flow_of, seed=s.seed)
+                              latents=lambda: (self.before, self.seen), run=self.flow_of, seed=s.seed,
+                              note=self.said.append)
         return flow.to(self.device)
 
     def flow_of(self, place: str) -> Flow:
@@ -252,6 +254,8 @@ class DMVAE(Recipe):
     def losses(self, batch, turn):
         x, y = batch["data"]
         x, moving = x.expand(-1, 3, -1, -1), "codec" in turn
+        for line in self.said:
+            turn.note(line)
         with torch.set_grad_enabled(moving):
             mean, logvar = self.codec.posterior(x)
         z, y = mean.float(), y if self.classes else None
