@@ -147,7 +147,7 @@ def run(quick: bool) -> tuple[list[dict], list[str]]:
     x = Tensors(torch.randn(4096, *LATENT, generator=torch.Generator().manual_seed(0)))
     for name, (width, depth) in NETS.items():
         with tempfile.TemporaryDirectory() as place:
-            steps = BLOCK * (1 + (3 if quick else 20))
+            steps = BLOCK * (1 + (3 if quick else 60))
             settings = Settings(out=Path(place) / "run", data="", size=LATENT[-1], net="dit", width=width, depth=depth,
                                 precision="float32")
             cadence = max(1, min(1000, settings.steps // 8))

@@ -68,7 +68,7 @@ def step(quick: bool) -> tuple[list[dict], list[str]]:
                     trainer.train_step(trainer.device_batch({"data": loaders["data"].at(trainer.step)}))
                     trainer.step += 1
 
-            samples = interleave({"hand": lambda: [hand() for _ in range(block)], "fit": fit}, 3 if quick else 21)
+            samples = interleave({"hand": lambda: [hand() for _ in range(block)], "fit": fit}, 3 if quick else 61)
     samples = {name: [s / block for s in taken] for name, taken in samples.items()}
     return [
         row("a step of the 0.3M student, by hand", samples["hand"]),
