@@ -3,6 +3,7 @@ micro-batches and ranks, never on threads or on where the run was resumed."""
 
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import cast
 
 import torch
 
@@ -78,10 +79,10 @@ class Loader:
         if self._tape is not None:
             assert isinstance(self.source, Stream)
             return self.source.decode(self._tape.read(step), range(first, first + self._part), seed_of(self.seed, step))
-        assert isinstance(self.source, Source)
+        source = cast(Source, self.source)      # no isinstance: of a protocol it takes longer than a fetch from memory
         # The key is the epoch's: an item that comes twice in a batch larger than the set is augmented twice.
-        pieces = runs(len(self.source), self.seed, step * self.batch + first, self._part)
-        batches = [self.source.fetch(indices, seed_of(self.seed, epoch)) for epoch, indices in pieces]
+        pieces = runs(len(source), self.seed, step * self.batch + first, self._part)
+        batches = [source.fetch(indices, seed_of(self.seed, epoch)) for epoch, indices in pieces]
         if len(batches) == 1:
             return batches[0]
         labels = [b.y for b in batches if b.y is not None]
