@@ -231,7 +231,7 @@ def whole(home):
 
 
 @pytest.mark.parametrize(("product", "words", "line"), [
-    ("grey", "--steps 5", "a generator takes one step: leave out --steps"),
+    ("grey", "--steps 5", "this generator takes one step, not 5"),
     ("grey", "--interval 0.1 0.5", "a generator knows no times: leave out --interval"),
     ("grey", "--weak early", "--weak has no effect at guidance 1: give --guidance too"),
     ("weak", "--weak early --guidance 2", "--weak early: this run kept no earlier average; name another run"),

@@ -47,7 +47,7 @@ class Broken(nn.Module):
     def labels(self, first, count):
         return None
 
-    def sample(self, n, seed=0, guidance=1.0, batch=256, first=0):
+    def sample(self, n, seed=0, guidance=1.0, batch=256, first=0, steps=None):
         x = torch.zeros(n, *self.shape)
         x[max(0, 7 - first) :] = float("nan")
         return x

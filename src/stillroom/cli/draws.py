@@ -131,14 +131,12 @@ def points(parts, settings: Drawing, card: dict) -> Draws:
 
 
 def how_of(kind: str, model: Any, settings: Drawing) -> dict[str, Any]:
-    """What only flows are told."""
+    """The steps, and what only flows are told."""
     if kind == "flow":
         return {"steps": settings.steps or model.steps, "interval": settings.interval}
-    if settings.steps not in (None, 1):
-        raise Refusal("a generator takes one step: leave out --steps")
     if settings.interval != (0, 1):
         raise Refusal("a generator knows no times: leave out --interval")
-    return {}
+    return {"steps": settings.steps}
 
 
 def weak_of(product, settings: Drawing) -> tuple[Any, str] | None:

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import tyro
 
-from stillroom.settings import Refusal, checked, fit, nearest, read_toml, required
+from stillroom.settings import Refusal, absent, checked, fit, nearest, read_toml, required
 
 T = TypeVar("T")
 
@@ -66,7 +66,8 @@ def check_flags(cls: type, arguments: Sequence[str], command: str) -> None:
         head, dot, last = flag.rpartition(".")
         positive = head + dot + last.removeprefix("no-")
         if flag not in known and positive not in known:
-            raise Refusal(f"{command}: --{flag} is not a setting{nearest('--' + flag, ['--' + k for k in known])}")
+            why = absent(cls, flag.replace("-", "_")) or nearest("--" + flag, ["--" + k for k in known])
+            raise Refusal(f"{command}: --{flag} is not a setting{why}")
 
 
 def is_given(name: str, flags: Sequence[str]) -> bool:

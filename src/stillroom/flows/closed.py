@@ -89,6 +89,13 @@ class Mixture(Denoises):
         means = radius * torch.stack([angle.cos(), angle.sin()], 1)
         return Mixture(means, torch.full((modes,), std), labels=torch.arange(modes), path=path)
 
+    @staticmethod
+    def grid(side: int, half: float = 1.0, std: float = 0.1, path: Path | None = None) -> "Mixture":
+        """side^2 modes, evenly spaced over a square of half the side `half`; each is a class."""
+        line = torch.linspace(-half, half, side) if side > 1 else torch.zeros(1)
+        means = torch.cartesian_prod(line, line)
+        return Mixture(means, torch.full((side**2,), std), labels=torch.arange(side**2), path=path)
+
     def log_joint(self, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
         """[B, K] in float64: log of weight times density of every component, minus infinity for those of other classes.
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from stillroom.nets.build import buildable
+from stillroom.nets.lora import without_lora
 from stillroom.paths import Kind, Path, at_least_float32, convert
 
 
@@ -74,6 +75,20 @@ class Denoiser(Denoises):
             for hook in hooks:
                 hook.remove()
         return found
+
+
+@buildable
+class Bare(Denoises):
+    """A denoiser with low-rank adapters as it was without them: teacher and student in one set of weights."""
+
+    def __init__(self, denoiser: Denoiser):
+        super().__init__()
+        self.denoiser = denoiser
+        self.path, self.prediction, self.classes = denoiser.path, denoiser.prediction, denoiser.classes
+
+    def forward(self, x_t, t, y=None):
+        with without_lora(self.denoiser.net):
+            return self.denoiser(x_t, t, y)
 
 
 class Split(NamedTuple):

@@ -3,6 +3,7 @@ reconstruction (Esser et al. 2021), and the augmentations that a critic of littl
 
 import torch
 from torch import Tensor
+from torch.nn.functional import softplus
 
 DRAWS = 7
 """Uniform numbers that `augmented` takes for each picture."""
@@ -16,6 +17,28 @@ def critic_hinge(real: Tensor, made: Tensor) -> Tensor:
 def maker_hinge(made: Tensor) -> Tensor:
     """[B]: -D(G)."""
     return -made.flatten(1).mean(1)
+
+
+def critic_softplus(real: Tensor, made: Tensor) -> Tensor:
+    """[B]: softplus(-D(x)) + softplus(D(G)), the non-saturating game (Goodfellow et al. 2014)."""
+    return (softplus(-real) + softplus(made)).reshape(len(real), -1).mean(1)
+
+
+def maker_softplus(made: Tensor) -> Tensor:
+    """[B]: softplus(-D(G))."""
+    return softplus(-made).reshape(len(made), -1).mean(1)
+
+
+def r1(logits: Tensor, x: Tensor) -> Tensor:
+    """[B]: |dD/dx|^2 / 2 at real samples x, which must require a gradient (Mescheder et al. 2018)."""
+    (slope,) = torch.autograd.grad(logits.sum(), x, create_graph=True)
+    return slope.square().flatten(1).sum(1) / 2
+
+
+def r1_approximate(logits: Tensor, nearby: Tensor, std: float) -> Tensor:
+    """[B]: the same without a second derivative, from the logits of x + std eps: E (D(x + std eps) - D(x))^2 is
+    std^2 |dD/dx|^2 to the first order (Lin et al. 2025)."""
+    return (nearby - logits).square().reshape(len(logits), -1).mean(1) / (2 * std**2)
 
 
 def adaptive_weight(reconstruction: Tensor, adversarial: Tensor, most: float = 1e4) -> Tensor:

@@ -1,9 +1,13 @@
 """What every net is told besides x_t: the time t, perhaps a second time r, a label y, a strength of guidance w."""
 
+import copy
 import math
 
 import torch
 from torch import Tensor, nn
+
+from stillroom.nets.build import build, describe
+from stillroom.settings import Refusal
 
 STRONGEST = 8.0
 """Strengths of guidance up to 1 + this are told apart as times from 0 to 1 are."""
@@ -95,3 +99,27 @@ def one_time_per_sample(x: Tensor, t: Tensor):
     """Broadcasting a time of the wrong shape would train silently on the wrong noise levels."""
     if t.shape != x.shape[:1]:
         raise ValueError(f"t has shape {tuple(t.shape)}: expected one time per sample, {tuple(x.shape[:1])}")
+
+
+INPUTS = {"guided": "the strength of guidance", "two_times": "a second time"}
+
+
+def with_input(net: nn.Module, argument: str) -> nn.Module:
+    """The same network with one input more, "guided" or "two_times", which begins without effect."""
+    description = describe(net)
+    if argument not in description["arguments"]:
+        raise Refusal(f"a {type(net).__name__} has no input for {INPUTS[argument]}")
+    if description["arguments"][argument]:
+        return copied(net)
+    description["arguments"][argument] = True
+    wider, weights = build(description), net.state_dict()
+    if argument == "two_times":
+        zeroed(wider.condition.gap.mlp[-1])
+    new = {k: v for k, v in wider.state_dict().items() if k not in weights}
+    wider.load_state_dict(weights | new)        # new: that input's embedding alone, because all else is the net's
+    return wider
+
+
+def copied(net: nn.Module) -> nn.Module:
+    """A copy that learns."""
+    return copy.deepcopy(net).requires_grad_(True)

@@ -2,6 +2,8 @@
 
 from stillroom.paths.convert import Kind, combination, convert, sign_of, target
 from stillroom.paths.path import VE, Coefficients, Cosine, Linear, Path, Tabulated, at_least_float32, between, expand
+from stillroom.paths.plans import lower_edge, plan
+from stillroom.paths.subinterval import naive_target, subinterval_target
 from stillroom.paths.times import (
     Law,
     LogitNormal,
@@ -18,5 +20,6 @@ from stillroom.paths.times import (
 __all__ = [
     "VE", "Coefficients", "Cosine", "Kind", "Law", "Linear", "LogNormal", "LogitNormal", "Path", "Restricted",
     "Shifted", "Tabulated", "Uniform", "at_least_float32", "between", "combination", "convert", "dimension_shift",
-    "expand", "karras_grid", "shift", "sign_of", "target", "uniform_grid",
+    "expand", "karras_grid", "lower_edge", "naive_target", "plan", "shift", "sign_of", "subinterval_target", "target",
+    "uniform_grid",
 ]

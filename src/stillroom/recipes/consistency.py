@@ -2,87 +2,98 @@
 
 Problem: draw in one evaluation, or few, what a flow draws in fifty.
 
-Equation (Song et al. 2023): with f(x, t) = x0 as the student sees it, which at t = 0 is x itself, and one step of the
-teacher's flow from t to s < t,
+Equation (Song et al. 2023): with J(x_t, t -> r) the student's DDIM step, and one step of the teacher's flow from t to
+s < t,
 
-    min E d( f(x_t, t, y), sg f(x_s, s, y) ),    x_s = x_t + (s - t) v_T(x_t, t, y),    d = sqrt(|a-b|^2 + c^2) - c
+    min E d( J(x_t, t -> 0, y), sg J(x_s, s -> 0, y) ),    x_s = J_T(x_t, t -> s, y),    d = sqrt(|a-b|^2 + c^2) - c
 
-Times lie on a grid of `segments`; the student starts from the teacher.
+J to 0 is x0 as the student sees it, and at t = 0 x itself. Times lie on a grid; the student starts from the teacher.
 
 Paper: Consistency Models, arXiv 2303.01469; pseudo-Huber distance: Improved Techniques, arXiv 2310.14189.
 
 Expect: errors of all steps add up at t = 1: one evaluation is blurrier than two.
 """
 
-import copy
-from dataclasses import dataclass, field
-from typing import cast
+from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
-from stillroom.data import encoding_card
-from stillroom.flows import Denoiser, OneStep, guided, require
+from stillroom.flows import Denoiser, step
 from stillroom.match import pseudo_huber
-from stillroom.paths import shift
-from stillroom.recipes.dmd import networked
-from stillroom.settings import Count, Decay, Images, Optimizer, Run, Where
-from stillroom.train import Average, Product, Recipe, Role, Stage
-from stillroom.train.teacher import open_teacher_of
+from stillroom.paths import expand, shift
+from stillroom.recipes._students import Distillation, Ends, WithData, averaged, generator_of, plans_of
+from stillroom.settings import Count
+from stillroom.train import Average, Stage, nothing
+
+SERVED = (1, 2, 4, 8)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings(Images, Run):
-    teacher: Where
-    """A flow run."""
-    steps: int = 2000
-    batch: int = 128
-    guidance: float = 1.0
-    segments: Count = 32
-    average: Decay = 0.999
-    student: Optimizer = field(default_factory=lambda: Optimizer(lr=2e-4, clip=1.0, warmup=100))
+class Settings(WithData):
+    student_steps: Count = 1
+    """Evaluations of the student for a sample; `sample --steps` may ask for 1, 2, 4 or 8 as well."""
+    grid: Count = 32
+    """Steps of the teacher from noise to data."""
 
 
-class Consistency(Recipe):
+class Consistency(Distillation):
     Settings = Settings
     inputs = ("data",)
 
-    def __init__(self, settings: Settings, data):
-        self.settings, self.data = settings, data
-        self.flow = open_teacher_of(settings.teacher, data)
-        teacher = networked(self.flow, settings.teacher)
-        self.teacher = guided(teacher, settings.guidance)
-        self.student = copy.deepcopy(teacher).requires_grad_(True)
+    def __init__(self, settings: Settings, data=None):
+        super().__init__(settings, data)
+        self.settings = settings
+        self.student = self.begun()
         self.mean = Average(self.student, settings.average)
-
-    def check(self, batch):
-        x, y = batch["data"]
-        require(self.flow.denoiser, x, y, f"teacher {self.settings.teacher}")
+        self.ends = Ends(self.flow, settings.teacher_samples, settings.seed) if data is None else None
 
     def roles(self):
-        return {"student": Role(self.student, self.settings.student, average=self.mean)}
+        return {"student": self.role(self.student, self.settings.student, average=self.mean)}
 
     def stages(self):
-        return [Stage("distil", self.settings.steps)]
+        return [Stage("distil", self.settings.steps, enter=self.ends.follow if self.ends else nothing)]
+
+    def memory(self):
+        return self.ends.memory() if self.ends else {}
 
     def losses(self, batch, turn):
-        (x, y), n = batch["data"], self.settings.segments
+        here, there, _ = self.jumped(*self.given(batch, turn), turn)
+        return {"student": {"jump": pseudo_huber(here, there)}}
+
+    def given(self, batch, turn) -> tuple[Tensor, Tensor | None]:
+        """Data, or what stands in their place; and labels."""
+        return self.ends.drawn(turn)[1:] if self.ends else batch["data"]
+
+    def jumped(self, x: Tensor, y: Tensor | None, turn) -> tuple[Tensor, Tensor, Tensor]:
+        """Where the student jumps from a time of the grid, where it should, and to which time [B]."""
+        n = self.settings.grid
         i = (turn.rand((len(x),)) * n).floor().clamp(max=n - 1)                 # from (i + 1) / n to i / n
         t, s = (shift(k / n, self.flow.shift) for k in (i + 1, i))
+        r = self.goal(t, turn)
         x_t = self.teacher.path.noise(x, t, turn.randn(x))
         with torch.no_grad():
-            x_s = x_t + (s - t).view(-1, *[1] * (x.ndim - 1)) * self.teacher.v(x_t, t, y)
-            target = torch.where((s > 0).view(-1, *[1] * (x.ndim - 1)), self.student.x0(x_s, s, y), x_s)
-        return {"student": {"jump": pseudo_huber(self.student.x0(x_t, t, y), target)}}
+            x_s = step(self.teacher, x_t, t, s, y, "ode")
+            arrived = expand(s <= r, x)                                         # by the teacher's step alone
+            there = torch.where(arrived, x_s, step(self.target, x_s, s, r, y, "ode"))
+        return step(self.student, x_t, t, r, y, "ode"), there, r
 
-    def generator(self) -> OneStep:
-        student = cast(Denoiser, self.mean.module)
-        return OneStep(student.net, student.path, student.prediction, self.flow.shape)
+    @property
+    def target(self) -> Denoiser:
+        """Who says where the jump should end."""
+        return self.student
+
+    def goal(self, t: Tensor, turn) -> Tensor:
+        """[B]: the time to which the student jumps from t."""
+        return torch.zeros_like(t)
+
+    def generator(self):
+        own = self.settings.student_steps
+        plans = plans_of(self.flow, own, *(k for k in SERVED if k != own))
+        return generator_of(averaged(self.mean), self.flow, plans, "renoise")
 
     def preview(self):
-        return {"samples": self.generator().sample(64), "teacher": self.flow.sample(64)}
+        return self.shown(self.generator())
 
     def product(self):
-        s = self.settings
-        card = {"shape": list(self.flow.shape), "classes": self.flow.classes, "data": s.data, "teacher": s.teacher,
-                "guidance": s.guidance, **encoding_card(self.data)}
-        return Product("generator", {"generator": self.generator()}, card)
+        return self.left(self.generator())

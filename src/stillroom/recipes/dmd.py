@@ -1,119 +1,156 @@
-"""Distribution matching distillation: a one-step generator that follows the difference of two scores.
+"""Distribution matching distillation: a generator of few steps that follows the difference of two scores.
 
-Problem: draw in one evaluation what a flow draws in fifty, without data and without following its trajectories.
+Problem: draw in one evaluation, or few, what a flow draws in fifty, without data and without its trajectories.
 
-Equation (Yin et al. 2024): for x = G(z, y) and x_t = alpha x + sigma eps,
+Equation (Yin et al. 2024): for x = G(x_s, s, y) and x_t = alpha x + sigma eps,
 
     grad_G = E[ w(t) (F(x_t, t, y) - T(x_t, t, y)) dG ],    w = 1 / mean |x - T(x_t, t, y)|
 
 T is the teacher's x0, F that of a second network which learns the generator's own distribution as it moves. Both start
-from the teacher's weights, and so does the student, asked at t = 1. So weighted, the gradient is the same in every
-prediction (`match.direction`), and both answer in their own.
+from the teacher's weights, and so does the student. So weighted, the gradient is the same in every prediction
+(`match.direction`), and both answer in their own. Of `student_steps` times one is drawn in each step, and the student
+answers there: what it is asked comes from its own steps so far (DMD2's backward simulation), or from noised data.
 
 Paper: One-step Diffusion with Distribution Matching Distillation, arXiv 2311.18828; DMD2, arXiv 2405.14867.
 
 Expect: the student moves on every `every`-th step, because its fake score must keep up with it.
 """
 
-import copy
 from dataclasses import dataclass, field
-from typing import cast
+from typing import Literal
 
 import torch
+from torch import Tensor
 
-from stillroom.flows import Denoiser, Flow, OneStep, denoising_loss, guided, require, student_of
-from stillroom.match import direction, pseudo_target
-from stillroom.paths import Uniform, sign_of, target
-from stillroom.settings import Count, Decay, Optimizer, Refusal, Run, Share, Where
-from stillroom.train import Average, Product, Recipe, Role, Stage
-from stillroom.train.teacher import open_teacher
-
-
-@dataclass(frozen=True, kw_only=True)
-class OneStepRun(Run):
-    """What one-step students of a flow share that need no data."""
-
-    teacher: Where
-    """A flow run."""
-    steps: int = 2000
-    batch: int = 128
-    guidance: float = 1.0
-    """Of the teacher; the student has it built in."""
-    average: Decay = 0.999
-    student: Optimizer = field(default_factory=lambda: Optimizer(lr=2e-4, clip=1.0, warmup=100))
+from stillroom.flows import Denoiser, Denoises, denoising_loss, rollout
+from stillroom.recipes._adversary import Adversarial, Adversary
+from stillroom.recipes._students import Distillation, Ends, WithData, averaged, generator_of, plans_of, score_gap
+from stillroom.settings import Count, Natural, Optimizer, Share
+from stillroom.train import Average, Role, Stage, nothing
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings(OneStepRun):
+class Settings(WithData):
+    student_steps: Count = 1
+    """Evaluations of the student for a sample."""
+    asked: Literal["simulated", "noised"] = "simulated"
+    """Where the student of several steps is asked: at states of its own steps, or at noised data."""
+    move: Literal["renoise", "ode"] = "renoise"
+    """How it goes on from an answer: noised anew, or with the noise that the answer implies."""
     every: Count = 2
     """Updates of the fake score for one of the student."""
     times: tuple[Share, Share] = (0.02, 0.98)
+    """Noise levels of the gap, uniform before the teacher's shift."""
+    fake_lora: Natural = 0
+    """Rank of the fake score as adapters on the teacher's own weights, which are then held once; 0 is a copy."""
+    adversarial: Adversarial = field(default_factory=Adversarial)
+    """Heads on the teacher's features, which tell noised samples from noised data."""
     score: Optimizer = field(default_factory=lambda: Optimizer(lr=2e-4, clip=1.0))
 
 
-def networked(flow: Flow, name: str) -> Denoiser:
-    """The flow's denoiser, which must have a network for a student to start from."""
-    if not isinstance(flow.denoiser, Denoiser):
-        raise Refusal(f"teacher {name}: it has no network for a student to start from; give a flow run")
-    return flow.denoiser
-
-
-def require_teacher(flow: Flow, name: str) -> None:
-    """On its own samples, where there are no data."""
-    require(flow.denoiser, flow.sample(512), flow.labels(0, 512), f"teacher {name}")
-
-
-def one_step_product(generator: OneStep, settings: OneStepRun) -> Product:
-    card = {"shape": list(generator.shape), "classes": generator.classes, "teacher": settings.teacher,
-            "guidance": settings.guidance}
-    return Product("generator", {"generator": generator}, card)
-
-
-class DMD(Recipe):
+class DMD(Distillation):
     Settings = Settings
+    inputs = ("data",)
 
-    def __init__(self, settings: Settings):
-        self.settings, self.flow = settings, open_teacher(settings.teacher)
-        teacher = networked(self.flow, settings.teacher)
-        self.teacher = guided(teacher, settings.guidance)
-        self.student = student_of(teacher, self.flow.shape, takes_strength=False)
-        self.fake = copy.deepcopy(teacher).requires_grad_(True)
+    def __init__(self, settings: Settings, data=None):
+        super().__init__(settings, data)
+        self.settings = settings
+        self.student = self.begun()
         self.mean = Average(self.student, settings.average)
-        self.law = Uniform(*settings.times)
+        self.fake = self.begun_fake()
+        (self.plan,) = plans_of(self.flow, settings.student_steps)
+        self.gap_law = self.law(*settings.times)
+        self.adversary = self.opposed()
+        self.ends = Ends(self.flow, settings.teacher_samples, settings.seed) if self.needs_ends else None
 
-    def check(self, batch):
-        require_teacher(self.flow, self.settings.teacher)
+    def begun_fake(self) -> Denoiser:
+        """A copy of the origin, or adapters on the teacher."""
+        rank = self.settings.fake_lora
+        return self.begun_on_teacher(rank) if rank else self.begun_whole()
+
+    def opposed(self) -> Adversary | None:
+        s = self.settings
+        return Adversary(self.origin, s.adversarial, self.flow.shape, self.gap_law) if s.adversarial.weight else None
+
+    @property
+    def needs_ends(self) -> bool:
+        """Samples of the teacher, where data are wanted and there are none."""
+        s = self.settings
+        wanted = self.adversary is not None or (s.asked == "noised" and s.student_steps > 1)
+        return wanted and self.data is None
 
     def roles(self):
         s = self.settings
-        return {"student": Role(self.student, s.student, every=s.every, average=self.mean),
-                "fake": Role(self.fake, s.score)}
+        roles = {"student": self.role(self.student, s.student, every=s.every, average=self.mean),
+                 "fake": Role(self.fake, s.score, trains="lora_" if s.fake_lora else "")}
+        return roles | ({"head": Role(self.adversary.heads, s.adversarial.head)} if self.adversary else {})
 
     def stages(self):
-        return [Stage("distil", self.settings.steps)]
+        return [Stage("distil", self.settings.steps, enter=self.ends.follow if self.ends else nothing)]
 
-    def labels(self, turn):
-        """[B], class-balanced over the global batch."""
-        y = self.flow.labels(0, self.settings.batch)
-        return None if y is None else y[turn.rows(self.settings.batch)].to(next(self.student.parameters()).device)
+    def memory(self):
+        return self.ends.memory() if self.ends else {}
 
     def losses(self, batch, turn):
-        y, z = self.labels(turn), turn.randn((turn.batch, *self.flow.shape))
         with torch.set_grad_enabled("student" in turn):
-            x = self.student(z, y)
-        t, eps = turn.draw(self.law), turn.randn(x)
-        losses = {"fake": {"dsm": denoising_loss(self.fake, x.detach(), t, eps, y)}}
+            x, y = self.generated(batch, turn)
+        losses = {"fake": {"dsm": self.tracked(x.detach(), y, turn)}} if "fake" in turn else {}
+        if self.adversary:
+            real, y_real = self.real(batch, turn)
+            losses["head"] = self.adversary.critic(real, x, turn, y_real, y)
         if "student" in turn:
-            t, eps = turn.draw(self.law), turn.randn(x)
-            c, kind = self.teacher.path.over(t, x), self.teacher.prediction
-            with torch.no_grad():
-                x_t, true = c.alpha * x + c.sigma * eps, target(kind, x, eps, c)
-                fake, real = self.fake(x_t, t, y), self.teacher(x_t, t, y)
-            losses["student"] = {"gap": pseudo_target(x, direction(true, fake, real, sign_of(kind)))}
+            losses["student"] = self.moved(x, y, turn)
         return losses
 
+    # ---- the student's samples ----
+
+    def chosen(self, turn) -> int:
+        """Which time of its plan the student is asked at."""
+        return int(turn.rand((1,), shared=True) * (len(self.plan) - 1))
+
+    def generated(self, batch, turn) -> tuple[Tensor, Tensor | None]:
+        """x0 as the student answers at one time of its plan, from what it is asked there; and its labels."""
+        k = self.chosen(turn)
+        t = torch.full((turn.batch,), self.plan[k], device=self.device)
+        if k and self.settings.asked == "noised":
+            x, y = self.real(batch, turn)
+            return self.student.x0(self.student.path.noise(x, t, turn.randn(x)), t, y), y
+        y, z = self.labels(turn), turn.randn((turn.batch, *self.flow.shape))
+        start = self.student.path.over(torch.full_like(t, self.plan[0]), z).sigma * z
+        with torch.no_grad():
+            x_t = rollout([self.student], start, self.plan[: k + 1], y, self.settings.move, lambda _: turn.randn(z))
+        return self.student.x0(x_t, t, y), y
+
+    def real(self, batch, turn) -> tuple[Tensor, Tensor | None]:
+        if self.ends is None:
+            return batch["data"]
+        _, x, y = self.ends.drawn(turn)
+        return x, y
+
+    # ---- what moves it, and what follows it ----
+
+    def tracked(self, x: Tensor, y: Tensor | None, turn) -> Tensor:
+        return denoising_loss(self.fake, x, turn.draw(self.gap_law), turn.randn(x), y)
+
+    def moved(self, x: Tensor, y: Tensor | None, turn) -> dict[str, Tensor]:
+        terms = self.followed(x, y, turn)
+        return terms | ({"adversarial": self.adversary.maker(x, turn, y)} if self.adversary else {})
+
+    def followed(self, x: Tensor, y: Tensor | None, turn) -> dict[str, Tensor]:
+        """Terms of the scores."""
+        return {"gap": self.gap(x, y, turn, self.teacher)}
+
+    def gap(self, x: Tensor, y: Tensor | None, turn, teacher: Denoises) -> Tensor:
+        t, eps = turn.draw(self.gap_law), turn.randn(x)
+        return score_gap(self.fake, teacher, x, t, eps, y)
+
+    # ---- what is left ----
+
+    def generator(self):
+        return generator_of(averaged(self.mean), self.flow, [self.plan], self.settings.move)
+
     def preview(self):
-        return {"samples": cast(OneStep, self.mean.module).sample(64), "teacher": self.flow.sample(64)}
+        return self.shown(self.generator())
 
     def product(self):
-        return one_step_product(cast(OneStep, self.mean.module), self.settings)
+        return self.left(self.generator())

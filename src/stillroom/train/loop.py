@@ -119,7 +119,7 @@ class Trainer:
     def train_step(self, micros: Sequence[Mapping[str, Batch]]) -> None:
         due = self.schedule.due(self.step)
         noise = Noise(self.settings.seed, self.step, self.world.device)
-        totals: dict[str, Tensor] = {}
+        totals: dict[str, list[Tensor]] = {}    # one of each micro-batch
         for m, batch in enumerate(micros):
             turn = self.make_turn(self.step, due, noise, m)
             losses = self.forward(batch, turn, m)
@@ -127,7 +127,7 @@ class Trainer:
                 self.reach.probe(losses, self.learners, self.step)
             measured = {f"{name}/{term}": value for name, terms in losses.items() for term, value in terms.items()}
             for key, value in (measured | turn.told).items():
-                totals[key] = totals.get(key, 0) + value.detach().float().mean() / self.micros  # pyright: ignore
+                totals.setdefault(key, []).append(value.detach().float().mean())
             self.say(turn.notes)
             self.backward(losses, turn)
             del losses
@@ -136,7 +136,8 @@ class Trainer:
             if not self.settings.shard:
                 self.world.average_gradients(list(learner.parameters.values()))
         norms = {learner.name: learner.gradient_norm() for learner in learners}
-        values = self.world.mean(torch.stack(list(totals.values()))) if totals else torch.zeros(0)
+        means = torch.stack([part for parts in totals.values() for part in parts]) if totals else torch.zeros(0)
+        values = self.world.mean(means.unflatten(0, (len(totals), -1)).mean(1)) if totals else means
         names = [*totals, *(f"{n}/gradient" for n in norms)]
         norm_values = [n.detach().float().reshape(1).to(values.device) for n in norms.values()]
         self.pending.append((self.step, names, torch.cat([values, *norm_values])))

@@ -51,8 +51,9 @@ class Average(nn.Module):
 
 def mean_backward(terms: Terms, parameters: Sequence[Tensor] | None, turn: "Turn") -> None:
     """Gradients of the sum of the terms' means, over this role's parameters alone."""
-    loss = torch.stack([term.mean() for term in terms.values()]).sum() / turn.micros
-    torch.autograd.backward(loss, inputs=parameters, retain_graph=turn.keeps_graph)
+    means = [term.mean() for term in terms.values()]
+    shares = [torch.full_like(mean, 1 / turn.micros) for mean in means]
+    torch.autograd.backward(means, shares, inputs=parameters, retain_graph=turn.keeps_graph)
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,10 @@ Make = Callable[..., Recipe]
 """A recipe class, or anything that takes (settings, **sources) and gives a recipe."""
 
 
+NOTHING = "none"
+"""The setting of an input that a recipe can do without: its constructor has a default for it."""
+
+
 def sources_of(make: Make, settings: Run, given: Mapping[str, Any] | None) -> dict[str, Source]:
     """One source per input that the recipe names: given by the caller (tensors will do), or opened from settings."""
     given = dict(given or {})
@@ -34,6 +38,8 @@ def sources_of(make: Make, settings: Run, given: Mapping[str, Any] | None) -> di
     for name in names:
         if name in given:
             out[name] = as_source(given[name])
+        elif getattr(settings, name, "") == NOTHING:
+            continue
         elif isinstance(settings, Images):
             out[name] = open_source(dataclasses.replace(settings, data=getattr(settings, name)))
         else:

@@ -11,16 +11,16 @@ from stillroom.flows import Flow, Mixture
 from stillroom.settings import Refusal
 from stillroom.train.product import load_product
 
-_RING = re.compile(r"ring:(\d+)(?::(\d+\.?\d*|\.\d+))?")
+_MIXTURE = re.compile(r"(ring|grid):(\d+)(?::(\d+\.?\d*|\.\d+))?")
 
 
 def open_teacher(spec: str) -> Flow:
-    """`ring:MODES[:STD]`, a run or product folder, a diffusers folder, or a hub id."""
-    if match := _RING.fullmatch(spec):
-        modes, std = int(match[1]), float(match[2] or 0.15)
+    """`ring:MODES[:STD]`, `grid:SIDE[:STD]`, a run or product folder, a diffusers folder, or a hub id."""
+    if match := _MIXTURE.fullmatch(spec):
+        form, modes, std = match[1], int(match[2]), float(match[3] or 0.15)
         if modes < 1 or std <= 0:
-            raise Refusal(f"teacher {spec!r}: a ring needs at least one mode and a positive spread")
-        return Flow(Mixture.ring(modes, std=std), (2,))
+            raise Refusal(f"teacher {spec!r}: a {form} needs at least one mode and a positive spread")
+        return Flow(Mixture.ring(modes, std=std) if form == "ring" else Mixture.grid(modes, std=std), (2,))
     if is_ours(Path(spec)):
         return part_of(spec, "flow")
     from stillroom.flows.folders import from_diffusers
@@ -39,6 +39,12 @@ def open_teacher_of(spec: str, data: Source | Stream) -> Flow:
     if is_ours(Path(spec)):
         require_encoding(load_product(spec).card, data, name)
     return flow
+
+
+def encoding_of(spec: str) -> dict[str, Any]:
+    """Of the latents that a flow makes, for a card; {} for points, pictures and other people's models."""
+    card = load_product(spec).card if is_ours(Path(spec)) else {}
+    return {"encoding": card["encoding"]} if "encoding" in card else {}
 
 
 def require_encoding(card: Mapping[str, Any], data: Source | Stream, name: str) -> None:

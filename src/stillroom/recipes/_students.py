@@ -1,0 +1,214 @@
+"""What students of a flow share: how they are told, how they begin, what they are asked, and what they leave."""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from stillroom.data import encoding_card
+from stillroom.flows import (
+    Bare,
+    Denoiser,
+    Denoises,
+    FewStep,
+    Flow,
+    Generator,
+    Move,
+    OneStep,
+    guided,
+    noise_of,
+    require,
+)
+from stillroom.match import direction, pseudo_target
+from stillroom.nets import Lora
+from stillroom.paths import Shifted, Uniform, plan, sign_of, target
+from stillroom.settings import Count, Decay, Images, Natural, Optimizer, Refusal, Run, Where, seed_of
+from stillroom.train import Average, Product, Recipe, Ref, Role, Stage, product_hash
+from stillroom.train.teacher import encoding_of, is_ours, open_teacher, open_teacher_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class Student(Run):
+    """Of a student that needs no data."""
+
+    teacher: Where
+    """A flow run, a diffusers folder, ring:MODES[:STD] or grid:SIDE[:STD]."""
+    origin: Where = ""
+    """A flow run whose network the student starts from; the teacher's own unless given."""
+    steps: int = 2000
+    batch: int = 128
+    guidance: float = 1.0
+    """Of the teacher; the student has it built in."""
+    lora: Natural = 0
+    """Rank of adapters that alone are learned, on the frozen weights; 0 learns all weights."""
+    average: Decay = 0.999
+    student: Optimizer = field(default_factory=lambda: Optimizer(lr=2e-4, clip=1.0, warmup=100))
+
+
+@dataclass(frozen=True, kw_only=True)
+class WithData(Student, Images):
+    """Of a student that is better off with data, and takes samples of its teacher for them where there are none."""
+
+    data: Where = "none"
+    size: Natural = 0   # pyright: ignore[reportGeneralTypeIssues]
+    """Pixels a side of the data; to be given with them."""
+    teacher_samples: Count = 5000
+    """Drawn once, in the place of data."""
+
+
+def networked(flow: Flow, name: str) -> Denoiser:
+    """The flow's denoiser, which must have a network for a student to start from."""
+    if not isinstance(flow.denoiser, Denoiser):
+        raise Refusal(f"teacher {name}: it has no network for a student to start from; give a flow run, as teacher or "
+                      "as --origin")
+    return flow.denoiser
+
+
+class Ends:
+    """Where the teacher's trajectories end, drawn once: samples in the place of data, or pairs with their noise."""
+
+    def __init__(self, flow: Flow, count: int, seed: int, guidance: float = 1.0, steps: int | None = None):
+        self.flow: Flow | None = flow               # None where the teacher has gone
+        self.classes, self.count, self.guidance, self.steps = flow.classes, count, guidance, steps
+        self.seed = seed_of(seed, "ends")       # not the noises that a user draws with, which would be known by heart
+        self.noises, self.ends = torch.zeros(2, count, *flow.shape)
+
+    def follow(self) -> None:
+        assert self.flow is not None
+        self.noises.copy_(noise_of(self.flow.shape, 0, self.count, self.seed))
+        self.ends.copy_(self.flow.sample(self.count, self.seed, guidance=self.guidance, steps=self.steps))
+
+    def memory(self) -> dict[str, Tensor]:
+        return {"noises": self.noises, "ends": self.ends}
+
+    def drawn(self, turn) -> tuple[Tensor, Tensor, Tensor | None]:
+        """[B] of them: noise, end, label."""
+        i = (turn.rand((turn.batch,)) * self.count).long().clamp(max=self.count - 1)
+        return self.noises[i], self.ends[i], None if self.classes is None else i % self.classes
+
+
+class Distillation(Recipe):
+    """A recipe around a teacher `flow`, its guided answer `teacher`, and the network `origin` that students start from.
+
+    A subclass says what learns, and its losses.
+    """
+
+    def __init__(self, settings: Student, data=None):
+        self.settings, self.data = settings, data
+        self.flow = open_teacher(settings.teacher) if data is None else open_teacher_of(settings.teacher, data)
+        began = open_teacher(settings.origin) if settings.origin else self.flow
+        self.origin = networked(began, settings.origin or settings.teacher)
+        if (began.shape, began.classes) != (self.flow.shape, self.flow.classes):
+            raise Refusal(f"origin {settings.origin}: it makes {list(began.shape)} of {began.classes or 'no'} classes, "
+                          f"the teacher {list(self.flow.shape)} of {self.flow.classes or 'none'}")
+        if settings.guidance != 1 and self.flow.classes is None:
+            raise Refusal(f"teacher {settings.teacher}: it was trained without labels; use guidance 1")
+        self.teacher = guided(self.flow.denoiser, settings.guidance)
+
+    def check(self, batch):
+        """The teacher on the data, or on its own samples where there are none."""
+        x, y = batch["data"] if "data" in batch else (self.flow.sample(512), self.flow.labels(0, 512))
+        require(self.flow.denoiser, x, y, f"teacher {self.settings.teacher}")
+
+    # ---- what learns ----
+
+    def begun(self) -> Denoiser:
+        """A copy of the origin's denoiser that learns: all of it, or adapters on it."""
+        return adapted(self.begun_whole(), self.settings.lora)
+
+    def begun_whole(self) -> Denoiser:
+        return copy.deepcopy(self.origin).requires_grad_(True)
+
+    def begun_on_teacher(self, rank: int) -> Denoiser:
+        """Adapters on the teacher's own weights, which are held once: the teacher then answers as without them. What
+        starts from a copy of these weights must have begun."""
+        teacher = self.flow.denoiser
+        if not isinstance(teacher, Denoiser):
+            raise Refusal(f"teacher {self.settings.teacher}: it has no network for adapters; give a flow run, or a "
+                          "fake score with weights of its own")
+        fake = adapted(teacher, rank)
+        self.flow = Flow(Bare(fake), self.flow.shape, self.flow.sampler, self.flow.steps, self.flow.shift)
+        self.teacher = guided(self.flow.denoiser, self.settings.guidance)
+        return fake
+
+    def role(self, module: nn.Module, optimizer: Optimizer, **more) -> Role:
+        """Of something that `begun` made."""
+        return Role(module, optimizer, trains="lora_" if self.settings.lora else "", **more)
+
+    def stages(self) -> Sequence[Stage]:
+        return [Stage("distil", self.settings.steps)]
+
+    # ---- what it is asked ----
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.origin.parameters()).device
+
+    def labels(self, turn) -> Tensor | None:
+        """[B], class-balanced over the global batch."""
+        y = self.flow.labels(0, self.settings.batch)
+        return None if y is None else y[turn.rows(self.settings.batch)].to(self.device)
+
+    def law(self, low: float = 0.0, high: float = 1.0):
+        """Uniform times, shifted as the teacher's."""
+        return Uniform(low, high) if self.flow.shift == 1 else Shifted(Uniform(low, high), self.flow.shift)
+
+    # ---- what it leaves ----
+
+    def left(self, made: Generator | Flow, **more) -> Product:
+        s, place = self.settings, self.settings.origin or self.settings.teacher
+        kind = "flow" if isinstance(made, Flow) else "generator"
+        card = {"shape": list(made.shape), "classes": made.classes, "teacher": s.teacher, "guidance": s.guidance,
+                **self.encoding(), **more}
+        base = Ref(place, product_hash(place)) if s.lora and is_ours(Path(place)) else None
+        return Product(kind, {kind: made}, card, base)
+
+    def encoding(self) -> dict:
+        """Of the latents that the teacher makes, if it makes latents."""
+        return encoding_of(self.settings.teacher) if self.data is None else encoding_card(self.data)
+
+    def shown(self, generator: Generator) -> dict[str, Tensor]:
+        """Both of the same noise."""
+        return {"samples": generator.sample(64), "teacher": self.flow.sample(64, guidance=self.settings.guidance)}
+
+
+def adapted(denoiser: Denoiser, rank: int) -> Denoiser:
+    """With adapters of that rank; as it is for rank 0."""
+    if rank:
+        denoiser.net = Lora(denoiser.net, rank)
+    return denoiser
+
+
+def score_gap(fake: Denoiser, teacher: Denoises, x: Tensor, t: Tensor, eps: Tensor, y: Tensor | None) -> Tensor:
+    """[B]: the gap that samples x descend, between what both say of x noised, in the fake score's prediction."""
+    c, kind = teacher.path.over(t, x), fake.prediction
+    with torch.no_grad():
+        x_t, true = c.alpha * x + c.sigma * eps, target(kind, x, eps, c)
+        made, real = fake(x_t, t, y), teacher.predict(kind, x_t, t, y)
+    return pseudo_target(x, direction(true, made, real, sign_of(kind)))
+
+
+def generator_of(student: Denoiser, flow: Flow, plans: Sequence[Sequence[float]], move: Move) -> Generator:
+    """What draws with a student along its plans."""
+    if [len(times) for times in plans] == [2] and not student.scale_input:
+        return OneStep(student.net, student.path, student.prediction, flow.shape)
+    return FewStep([student], flow.shape, plans, move)
+
+
+def plans_of(flow: Flow, *steps: int) -> list[tuple[float, ...]]:
+    """Of so many steps each, shifted as the teacher's times."""
+    return [plan(k, flow.shift) for k in steps]
+
+
+def at_noise(student: Denoiser, z: Tensor, y: Tensor | None) -> Tensor:
+    """x0 as the student sees it in pure noise."""
+    t = torch.ones(len(z), device=z.device)
+    return student.x0(student.path.over(t, z).sigma * z, t, y)
+
+
+def averaged(mean: Average) -> Denoiser:
+    return cast(Denoiser, mean.module)
