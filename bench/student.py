@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
@@ -36,7 +37,7 @@ def by_hand(net: Encoder, teacher: Codec, std: Tensor, x: Tensor, settings) -> C
             with torch.no_grad():
                 target = teacher.space.normalise(teacher.encoder(x0).chunk(2, 1)[0].float())
             answer = teacher.space.normalise(net(x0).float())
-        loss = (((answer - target) / std) ** 2).mean()
+        loss = F.huber_loss(answer / std, target / std, delta=0.15)
         loss.backward()
         clip_grad_norm_(parameters, settings.student.clip)
         for group in optimizer.param_groups:

@@ -32,7 +32,7 @@ from itertools import pairwise
 from torch import Tensor
 
 from stillroom.claims.claim import Check, Claim
-from stillroom.claims.run import trained
+from stillroom.claims.run import idle, trained
 from stillroom.codecs import Codec, equal_budget, fit_klt
 from stillroom.codecs.sweep import sweep
 from stillroom.data import open_source, sample
@@ -46,14 +46,6 @@ SIZE, SCALES = 64, (0.5, 1.0, 1.25, 1.5, 2.0, 3.0)
 LOW, MULTI = (3.5, 8.0), (0.7, 6.0)
 BUILTIN = "0.6*photos:train+0.4*leaves:train", "0.5*photos:test+0.5*leaves:test"
 STUDENT = {"params": 25_000, "stem": "unshuffle"}
-
-
-class Null(EncoderDistillation):
-    """A student that has no reason to learn."""
-
-    def losses(self, batch, turn):
-        losses = super().losses(batch, turn)
-        return {"student": {name: 0 * term for name, term in losses["student"].items()}}
 
 
 def splits(data: str) -> tuple[str, str]:
@@ -76,9 +68,9 @@ def made(arm: str, data: str, seed: int, quick: bool) -> Codec:
         case "multi":
             return trained(EncoderDistillation, **student | {"shrink": MULTI})
         case "recon-only":
-            return trained(EncoderDistillation, **student | {"weights": Weights(mse=0, logvar=0, pixels=1)})
+            return trained(EncoderDistillation, **student | {"weights": Weights(huber=0, logvar=0, pixels=1)})
         case "null":
-            return trained(Null, **student | {"steps": 20})
+            return trained(idle(EncoderDistillation, "student"), **student | {"steps": 20})
         case "scratch":
             teacher = open_codec("bundled")
             return trained(FromScratch, **settings, channels=teacher.space.channels, factor=teacher.space.factor,

@@ -1,14 +1,17 @@
 """Carrying a claim out: every arm with every seed, then the verdict, then one JSON file that says it all."""
 
+import atexit
 import importlib.metadata
 import json
 import math
 import multiprocessing
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +35,25 @@ def trained(recipe: type, **settings: Any) -> Any:
     """What such a run leaves, loaded from its folder, which then goes."""
     with tempfile.TemporaryDirectory(prefix="stillroom-claim-") as folder:
         return train.load(run_in(Path(folder) / "run", recipe, **settings))
+
+
+@cache
+def shared_place() -> Path:
+    """For runs that several arms of this process start from; it goes with the process."""
+    folder = tempfile.mkdtemp(prefix="stillroom-claim-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return Path(folder)
+
+
+def idle(recipe: type, role: str) -> type:
+    """The recipe with a role that has no reason to move, which is what a null arm is."""
+
+    class Idle(recipe):
+        def losses(self, batch, turn):
+            losses = super().losses(batch, turn)
+            return {r: {name: 0 * x if r == role else x for name, x in terms.items()} for r, terms in losses.items()}
+
+    return Idle
 
 
 Task = tuple[str, int]

@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 
 from stillroom.claims.claim import Check, Claim
-from stillroom.claims.run import trained
+from stillroom.claims.run import idle, trained
 from stillroom.flows import Mixture
 from stillroom.measure import energy_distance, median_bandwidth, mmd2, modes, total_variation
 from stillroom.recipes.sds import SDS
@@ -39,14 +39,6 @@ from stillroom.report import scatter
 from stillroom.settings import seed_of
 
 MODES, PARTICLES, STD = (5, 8), 512, 0.15
-
-
-class Null(VSD):
-    """VSD that has no reason to move."""
-
-    def losses(self, batch, turn):
-        losses = super().losses(batch, turn)
-        return losses | {"particles": {"gap": 0 * losses["particles"]["gap"]}} if "particles" in losses else losses
 
 
 def ring(k: int) -> Mixture:
@@ -68,7 +60,7 @@ def cloud(arm: str, k: int, seed: int, quick: bool) -> Tensor:
         case "sds-near":
             return trained(SDS, times=(0.02, 0.3), **common)
         case "null":  # without a gradient Adam does not move at all, so that few steps show what many would
-            return trained(Null, **common | {"steps": 100})
+            return trained(idle(VSD, "particles"), **common | {"steps": 100})
         case "vsd":
             return trained(VSD, **common)
         case "vsd-lora":
