@@ -2,12 +2,22 @@
 
 from stillroom.settings.declare import Images, Optimizer, Run
 from stillroom.settings.errors import Refusal, nearest
-from stillroom.settings.fill import checked, fit, from_mapping, from_toml, read_toml, required, to_mapping, to_toml
+from stillroom.settings.fill import (
+    absent,
+    checked,
+    fit,
+    from_mapping,
+    from_toml,
+    read_toml,
+    required,
+    to_mapping,
+    to_toml,
+)
 from stillroom.settings.limits import Count, Decay, Natural, NotNegative, Positive, Share, Where, Within
 from stillroom.settings.seeds import seed_of
 
 __all__ = [
     "Count", "Decay", "Images", "Natural", "NotNegative", "Optimizer", "Positive", "Refusal", "Run", "Share", "Where",
-    "Within", "checked", "fit", "from_mapping", "from_toml", "nearest", "read_toml", "required", "seed_of",
+    "Within", "absent", "checked", "fit", "from_mapping", "from_toml", "nearest", "read_toml", "required", "seed_of",
     "to_mapping", "to_toml",
 ]

@@ -44,8 +44,14 @@ def fit(cls: type, values: Mapping[str, Any], where: str) -> dict[str, Any]:
     hints = hints_of(cls)
     for key in values:
         if key not in fields:
-            raise Refusal(f"{where}: {key!r} is not a setting{nearest(key, fields)}")
+            raise Refusal(f"{where}: {key!r} is not a setting{absent(cls, key) or nearest(key, fields)}")
     return {k: _fit(hints[k], v, f"{where}: {k}", _default(fields[k])) for k, v in values.items()}
+
+
+def absent(cls: type, name: str) -> str:
+    """Why it has not the setting of a name that its like have, where its `ABSENT` says so."""
+    why = getattr(cls, "ABSENT", {}).get(name)
+    return f": {why}" if why else ""
 
 
 def _shallow(settings: Any) -> dict[str, Any]:
