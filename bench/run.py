@@ -7,7 +7,7 @@ from pathlib import Path
 
 from compare import HERE, regenerate
 
-BENCHES = ("startup", "overhead", "loader", "encoder", "student", "drift", "dmvae")
+BENCHES = ("startup", "overhead", "loader", "encoder", "student", "drift", "dmvae", "dmd")
 
 
 def main() -> None:
