@@ -78,7 +78,7 @@ def transformers() -> Any:
     try:
         import transformers
     except ImportError:
-        raise Refusal("representation encoders need transformers: pip install 'stillroom[rae]'") from None
+        raise Refusal("encoders of pictures and of prompts need transformers: pip install 'stillroom[rae]'") from None
     return transformers
 
 

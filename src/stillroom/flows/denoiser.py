@@ -46,12 +46,19 @@ class Denoiser(Denoises):
         self.net, self.path, self.prediction, self.scale_input = net, path, prediction, scale_input
         self.classes = getattr(net, "classes", None)
 
-    def forward(self, x_t: Tensor, t: Tensor, y: Tensor | None = None, r: Tensor | None = None) -> Tensor:
+    @property
+    def takes_strength(self) -> bool:
+        """Of guidance; untold, it answers as of strength 1."""
+        return getattr(self.net, "guided", False)
+
+    def forward(self, x_t: Tensor, t: Tensor, y: Tensor | None = None, r: Tensor | None = None,
+                w: Tensor | None = None) -> Tensor:
         if self.scale_input:
             c = self.path.over(t, x_t)
             x_t = x_t / (c.alpha**2 + c.sigma**2).sqrt()
         extra = {} if y is None else {"y": y}
         extra |= {} if r is None else {"r": r}
+        extra |= {} if w is None else {"w": w}
         return at_least_float32(self.net(x_t, t, **extra))
 
     def jump(self, x_t: Tensor, t: Tensor, r: Tensor, y: Tensor | None = None) -> Tensor:
@@ -62,11 +69,12 @@ class Denoiser(Denoises):
         return then.alpha * x0 + then.sigma * eps
 
     def hidden(self, x_t: Tensor, t: Tensor, y: Tensor | None = None, at: tuple[str, ...] = ()) -> dict[str, Tensor]:
-        """Outputs of the named modules of the network, in one forward."""
+        """Outputs of the named modules of the network, in one forward; of several outputs the last, which in blocks of
+        joint attention is the picture's."""
         found: dict[str, Tensor] = {}
 
         def keep(name):
-            return lambda _module, _inputs, output: found.__setitem__(name, output)
+            return lambda _module, _inputs, out: found.__setitem__(name, out[-1] if isinstance(out, tuple) else out)
 
         hooks = [self.net.get_submodule(name).register_forward_hook(keep(name)) for name in at]
         try:
@@ -86,9 +94,17 @@ class Bare(Denoises):
         self.denoiser = denoiser
         self.path, self.prediction, self.classes = denoiser.path, denoiser.prediction, denoiser.classes
 
+    @property
+    def net(self) -> nn.Module:
+        return self.denoiser.net
+
     def forward(self, x_t, t, y=None):
-        with without_lora(self.denoiser.net):
+        with without_lora(self.net):
             return self.denoiser(x_t, t, y)
+
+    def hidden(self, x_t: Tensor, t: Tensor, y: Tensor | None = None, at: tuple[str, ...] = ()) -> dict[str, Tensor]:
+        with without_lora(self.net):
+            return self.denoiser.hidden(x_t, t, y, at)
 
 
 class Split(NamedTuple):
@@ -121,6 +137,19 @@ class Guided(Denoises):
             return self.denoiser(x_t, t)
         conditional, unconditional = self.split(x_t, t, y)
         return unconditional + self.scale * (conditional - unconditional)
+
+
+@buildable
+class Told(Denoises):
+    """A denoiser that has learned to be guided, at the strength it is told: one evaluation where guidance takes two."""
+
+    def __init__(self, denoiser: Denoiser, scale: float):
+        super().__init__()
+        self.denoiser, self.scale = denoiser, scale
+        self.path, self.prediction, self.classes = denoiser.path, denoiser.prediction, denoiser.classes
+
+    def forward(self, x_t, t, y=None):
+        return self.denoiser(x_t, t, y, w=torch.full_like(t, self.scale))
 
 
 @buildable
@@ -163,8 +192,14 @@ class During(Denoises):
 
 def guided(denoiser: Denoises, scale: float, weak: Denoises | None = None,
            interval: tuple[float, float] = (0.0, 1.0)) -> Denoises:
-    """Guidance by the missing label, or by a weaker model. Of scale 1 it is the denoiser itself, at half the cost."""
+    """Guidance by the missing label, or by a weaker model. Of scale 1 it is the denoiser itself, at half the cost, and
+    so where its network takes the strength."""
     if scale == 1:
         return denoiser
-    strong = Guided(denoiser, scale) if weak is None else AutoGuided(denoiser, weak, scale)
+    if weak is not None:
+        strong = AutoGuided(denoiser, weak, scale)
+    elif isinstance(denoiser, Denoiser) and denoiser.takes_strength:
+        strong = Told(denoiser, scale)
+    else:
+        strong = Guided(denoiser, scale)
     return strong if interval == (0.0, 1.0) else During(strong, denoiser, *interval)

@@ -4,6 +4,7 @@ What concerns only the scheduler's own sampler (clipping, spacing of steps, Karr
 model makes latents, on the diffusion side of its VAE. diffusers is imported on first use: that takes seconds.
 """
 
+import math
 from collections.abc import Mapping
 from pathlib import Path as File
 from typing import Any
@@ -80,12 +81,15 @@ def from_diffusers(folder: str | File) -> Flow:
     config = read_json(home / "config.json")
     model_class = _model_class(config, home)
     config = {k: v for k, v in config.items() if not k.startswith("_")}
-    path, prediction, scale, offset, shift = _scheduler(_scheduler_config(root, home))
+    path, prediction, scale, offset, shift = scheduler_of(root, home)
     net = DiffusersNet(model_class, config, scale, offset)
-    _load(net.model, home)
-    denoiser = Denoiser(net, path, prediction)
+    load_weights(net.model, home)
+    return flow_of(net, net.shape, path, prediction, shift)
+
+
+def flow_of(net: nn.Module, shape: tuple[int, ...], path: Path, prediction: Kind, shift: float) -> Flow:
     sampler, steps = ("euler", 25) if isinstance(path, Linear) else ("ddim", 50)
-    return Flow(denoiser, net.shape, sampler, steps, shift).eval()
+    return Flow(Denoiser(net, path, prediction), shape, sampler, steps, shift).eval()
 
 
 def _model_folder(root: File) -> File:
@@ -128,11 +132,17 @@ def _empty(model_class: str, config: Mapping[str, Any]) -> Any:
     return model
 
 
-def _load(model: Any, home: File) -> None:
+def load_weights(model: Any, home: File) -> None:
     # diffusers' own table of the attention names it has since changed; it renames in place
     weights = model._fix_state_dict_keys_on_load(folder_weights(home))
     require_same(model.state_dict(), weights, type(model).__name__, home)
     model.load_state_dict(weights)
+
+
+def scheduler_of(root: File, home: File, tokens: int | None = None) -> tuple[Path, Kind, float, float, float]:
+    """(path, prediction, scale and offset of the net's timestep, shift of the sampler's times). `tokens`: of the
+    picture as the model's pipeline counts them, where the shift may depend on its size."""
+    return _scheduler(_scheduler_config(root, home), tokens)
 
 
 def _scheduler_config(root: File, home: File) -> dict[str, Any]:
@@ -144,8 +154,7 @@ def _scheduler_config(root: File, home: File) -> dict[str, Any]:
                   "path; save the scheduler there")
 
 
-def _scheduler(config: Mapping[str, Any]) -> tuple[Path, Kind, float, float, float]:
-    """(path, prediction, scale and offset of the net's timestep, shift of the sampler's times)."""
+def _scheduler(config: Mapping[str, Any], tokens: int | None) -> tuple[Path, Kind, float, float, float]:
     name = config.get("_class_name", "")
     if name not in CHAINS + FLOWS:
         raise Refusal(f"scheduler_config.json: no path is known for a {name or 'scheduler without _class_name'}"
@@ -160,10 +169,10 @@ def _scheduler(config: Mapping[str, Any]) -> tuple[Path, Kind, float, float, flo
     settings = scheduler.config  # with the defaults of its class filled in
     steps = float(settings["num_train_timesteps"])
     for key in ("use_dynamic_shifting", "invert_sigmas", "use_flow_sigmas"):
-        if settings.get(key):
+        if settings.get(key) and not (key == "use_dynamic_shifting" and name in FLOWS and tokens):
             raise Refusal(f"scheduler_config.json: {_WHY[key]}")
     if name in FLOWS:
-        return Linear(), "v", steps, 0.0, float(settings["shift"])
+        return Linear(), "v", steps, 0.0, _shift(settings, tokens)
     if settings.get("timestep_type", "discrete") != "discrete":
         raise Refusal("scheduler_config.json: timestep_type 'continuous' asks the model at log sigma / 4, and only "
                       "models asked at discrete times can be teachers")
@@ -174,6 +183,15 @@ def _scheduler(config: Mapping[str, Any]) -> tuple[Path, Kind, float, float, flo
         raise Refusal(f"scheduler_config.json: no prediction_type {prediction!r} on this path"
                       f"{nearest(str(prediction), PREDICTIONS)}")
     return _chain(scheduler), PREDICTIONS[prediction], steps, -1.0, 1.0
+
+
+def _shift(settings: Mapping[str, Any], tokens: int | None) -> float:
+    """Fixed, or by the pipelines' own formula: mu is linear in the number of tokens."""
+    if not settings.get("use_dynamic_shifting") or tokens is None:
+        return float(settings["shift"])
+    (a, low), (b, high) = ((settings[f"{end}_image_seq_len"], settings[f"{end}_shift"]) for end in ("base", "max"))
+    mu = low + (high - low) * (tokens - a) / (b - a)
+    return math.exp(mu) if settings["time_shift_type"] == "exponential" else mu
 
 
 def _chain(scheduler: Any) -> Tabulated:

@@ -94,9 +94,11 @@ class Lora(nn.Module):
         self.net = add_lora(net, rank, alpha, targets)
         self.classes: int | None = getattr(net, "classes", None)
         self.two_times: bool = getattr(net, "two_times", False)
+        self.guided: bool = getattr(net, "guided", False)
 
-    def forward(self, x_t: Tensor, t: Tensor, y: Tensor | None = None, r: Tensor | None = None) -> Tensor:
-        return self.net(x_t, t, y, r)
+    def forward(self, x_t: Tensor, t: Tensor, y: Tensor | None = None, r: Tensor | None = None,
+                w: Tensor | None = None) -> Tensor:
+        return self.net(x_t, t, y, r) if w is None else self.net(x_t, t, y, r, w)
 
     def base(self):
         """`with student.base(): student(x_t, t)` answers as the net did before it had adapters."""

@@ -6,6 +6,7 @@ import importlib.util
 import sys
 from functools import cache
 from pathlib import Path
+from types import ModuleType
 from typing import NamedTuple
 
 from stillroom.settings import Refusal, nearest
@@ -61,17 +62,23 @@ def _recipe_in(module, where: str) -> type:
     return own[0]
 
 
-def _from_file(path: Path, cls: str) -> type:
-    from stillroom.train import Recipe
-
-    if not path.is_file():
-        raise Refusal(f"{path}: no such file; give FILE.py:CLASS")
+def module_of(path: Path) -> ModuleType:
+    """A file of the user's."""
     name = f"stillroom_user_{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses look their module up there
     spec.loader.exec_module(module)
+    return module
+
+
+def _from_file(path: Path, cls: str) -> type:
+    from stillroom.train import Recipe
+
+    if not path.is_file():
+        raise Refusal(f"{path}: no such file; give FILE.py:CLASS")
+    module = module_of(path)
     found = getattr(module, cls, None)
     if not (isinstance(found, type) and issubclass(found, Recipe)):
         classes = {n: c for n, c in vars(module).items() if isinstance(c, type) and issubclass(c, Recipe)}

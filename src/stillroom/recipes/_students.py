@@ -23,12 +23,14 @@ from stillroom.flows import (
     noise_of,
     require,
 )
+from stillroom.flows.prompted import prompted
 from stillroom.match import direction, pseudo_target
-from stillroom.nets import Lora
+from stillroom.nets import Lora, with_input
+from stillroom.nets.recompute import recompute
 from stillroom.paths import Shifted, Uniform, plan, sign_of, target
 from stillroom.settings import Count, Decay, Images, Natural, Optimizer, Refusal, Run, Where, seed_of
 from stillroom.train import Average, Product, Recipe, Ref, Role, Stage, product_hash
-from stillroom.train.teacher import encoding_of, is_ours, open_teacher, open_teacher_of
+from stillroom.train.teacher import codec_beside, encoding_of, is_ours, open_teacher, open_teacher_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +39,8 @@ class Student(Run):
 
     teacher: Where
     """A flow run, a diffusers folder, ring:MODES[:STD] or grid:SIDE[:STD]."""
+    prompts: Where = ""
+    """Of a text-to-image teacher: what `stillroom cache --prompts` wrote."""
     origin: Where = ""
     """A flow run whose network the student starts from; the teacher's own unless given."""
     steps: int = 2000
@@ -45,6 +49,8 @@ class Student(Run):
     """Of the teacher; the student has it built in."""
     lora: Natural = 0
     """Rank of adapters that alone are learned, on the frozen weights; 0 learns all weights."""
+    checkpointing: bool = False
+    """Compute activations again in the backward pass: less memory for about a third more time."""
     average: Decay = 0.999
     student: Optimizer = field(default_factory=lambda: Optimizer(lr=2e-4, clip=1.0, warmup=100))
 
@@ -73,14 +79,16 @@ class Ends:
 
     def __init__(self, flow: Flow, count: int, seed: int, guidance: float = 1.0, steps: int | None = None):
         self.flow: Flow | None = flow               # None where the teacher has gone
-        self.classes, self.count, self.guidance, self.steps = flow.classes, count, guidance, steps
+        self.at_once = 256 if prompted(flow) is None else 8
+        self.labels, self.count, self.guidance, self.steps = flow.labels(0, count), count, guidance, steps
         self.seed = seed_of(seed, "ends")       # not the noises that a user draws with, which would be known by heart
         self.noises, self.ends = torch.zeros(2, count, *flow.shape)
 
     def follow(self) -> None:
         assert self.flow is not None
         self.noises.copy_(noise_of(self.flow.shape, 0, self.count, self.seed))
-        self.ends.copy_(self.flow.sample(self.count, self.seed, guidance=self.guidance, steps=self.steps))
+        self.ends.copy_(self.flow.sample(self.count, self.seed, guidance=self.guidance, steps=self.steps,
+                                         batch=self.at_once))
 
     def memory(self) -> dict[str, Tensor]:
         return {"noises": self.noises, "ends": self.ends}
@@ -88,7 +96,7 @@ class Ends:
     def drawn(self, turn) -> tuple[Tensor, Tensor, Tensor | None]:
         """[B] of them: noise, end, label."""
         i = (turn.rand((turn.batch,)) * self.count).long().clamp(max=self.count - 1)
-        return self.noises[i], self.ends[i], None if self.classes is None else i % self.classes
+        return self.noises[i], self.ends[i], None if self.labels is None else self.labels[i]
 
 
 class Distillation(Recipe):
@@ -99,19 +107,38 @@ class Distillation(Recipe):
 
     def __init__(self, settings: Student, data=None):
         self.settings, self.data = settings, data
-        self.flow = open_teacher(settings.teacher) if data is None else open_teacher_of(settings.teacher, data)
-        began = open_teacher(settings.origin) if settings.origin else self.flow
+        self.flow, began = self.opened()
         self.origin = networked(began, settings.origin or settings.teacher)
         if (began.shape, began.classes) != (self.flow.shape, self.flow.classes):
             raise Refusal(f"origin {settings.origin}: it makes {list(began.shape)} of {began.classes or 'no'} classes, "
                           f"the teacher {list(self.flow.shape)} of {self.flow.classes or 'none'}")
-        if settings.guidance != 1 and self.flow.classes is None:
-            raise Refusal(f"teacher {settings.teacher}: it was trained without labels; use guidance 1")
+        self.require_labels()
+        if settings.checkpointing:
+            if getattr(settings, "fake_lora", 0):
+                raise Refusal("checkpointing: with adapters as the fake score (fake_lora), what is computed again "
+                              "would be another network by then; leave out --checkpointing")
+            recompute(self.origin.net)      # students and fakes are copies of it
         self.teacher = guided(self.flow.denoiser, settings.guidance)
+
+    def require_labels(self) -> None:
+        if self.settings.guidance != 1 and self.flow.classes is None:
+            raise Refusal(f"teacher {self.settings.teacher}: it was trained without labels; use guidance 1")
+
+    def opened(self) -> tuple[Flow, Flow]:
+        """The teacher, and the flow whose network students start from."""
+        s = self.settings
+        flow = (open_teacher(s.teacher, s.prompts) if self.data is None
+                else open_teacher_of(s.teacher, self.data, s.prompts))
+        return flow, open_teacher(s.origin, s.prompts) if s.origin else flow
 
     def check(self, batch):
         """The teacher on the data, or on its own samples where there are none."""
-        x, y = batch["data"] if "data" in batch else (self.flow.sample(512), self.flow.labels(0, 512))
+        if "data" in batch:
+            x, y = batch["data"]
+        else:
+            count, y = self.few(512, 32), self.flow.labels(0, self.few(512, 32))
+            x = self.flow.sample(count, batch=self.few(256, self.settings.batch)).to(self.device)
+            y = None if y is None else y.to(self.device)
         require(self.flow.denoiser, x, y, f"teacher {self.settings.teacher}")
 
     # ---- what learns ----
@@ -149,9 +176,15 @@ class Distillation(Recipe):
         return next(self.origin.parameters()).device
 
     def labels(self, turn) -> Tensor | None:
-        """[B], class-balanced over the global batch."""
+        """[B], class-balanced over the global batch; of more classes than that, drawn."""
+        if (classes := self.flow.classes or 0) > self.settings.batch:
+            return (turn.rand((turn.batch,)) * classes).long().clamp(max=classes - 1).to(self.device)
         y = self.flow.labels(0, self.settings.batch)
         return None if y is None else y[turn.rows(self.settings.batch)].to(self.device)
+
+    def dropped(self, y: Tensor | None, share: float, turn) -> Tensor | None:
+        """Labels, that share of them the null label: a score that shall be guided needs an answer without one."""
+        return None if y is None else y.masked_fill(turn.rand((len(y),)) < share, self.flow.classes or 0)
 
     def law(self, low: float = 0.0, high: float = 1.0):
         """Uniform times, shifted as the teacher's."""
@@ -173,14 +206,36 @@ class Distillation(Recipe):
 
     def shown(self, generator: Generator) -> dict[str, Tensor]:
         """Both of the same noise."""
-        return {"samples": generator.sample(64), "teacher": self.flow.sample(64, guidance=self.settings.guidance)}
+        at_once = self.few(256, self.settings.batch)
+        own = generator.sample(self.few(64, 8), batch=at_once)
+        its = self.flow.sample(len(own), guidance=self.settings.guidance, batch=at_once)
+        return self.seen(samples=own, teacher=its)
+
+    def few(self, count: int, prompted_count: int) -> int:
+        """Samples of a text-to-image teacher are large, and dear."""
+        return count if prompted(self.flow) is None else min(count, prompted_count)
+
+    @torch.no_grad()
+    def seen(self, **latents: Tensor) -> dict[str, Tensor]:
+        """As pictures, where the teacher's codec lies beside it. It is read anew each time, and leaves the memory."""
+        if (codec := codec_beside(self.settings.teacher)) is None:
+            return latents
+        codec = codec.to(self.device)
+        return {name: torch.cat([codec.decode(one.to(self.device)).clamp(-1, 1).cpu() for one in z.split(1)])
+                for name, z in latents.items()}
 
 
 def adapted(denoiser: Denoiser, rank: int) -> Denoiser:
-    """With adapters of that rank; as it is for rank 0."""
-    if rank:
-        denoiser.net = Lora(denoiser.net, rank)
-    return denoiser
+    """With adapters of that rank; as it is for rank 0. A new one, because a product is written down by what it was made
+    of."""
+    if not rank:
+        return denoiser
+    return Denoiser(Lora(denoiser.net, rank), denoiser.path, denoiser.prediction, denoiser.scale_input)
+
+
+def widened(denoiser: Denoiser, argument: str) -> Denoiser:
+    """A copy that learns, with one input more, "guided" or "two_times", which begins without effect."""
+    return Denoiser(with_input(denoiser.net, argument), denoiser.path, denoiser.prediction, denoiser.scale_input)
 
 
 def score_gap(fake: Denoiser, teacher: Denoises, x: Tensor, t: Tensor, eps: Tensor, y: Tensor | None) -> Tensor:

@@ -31,6 +31,8 @@ from stillroom.train.teacher import open_teacher
 class Settings(Run):
     teacher: Where
     """ring:MODES[:STD], a flow run, or a diffusers folder."""
+    prompts: Where = ""
+    """Of a text-to-image teacher: what `stillroom cache --prompts` wrote."""
     batch: int = 512
     """The particles: all of them move on every turn."""
     steps: int = 3000
@@ -48,7 +50,7 @@ class SDS(Recipe):
 
     def __init__(self, settings: Settings):
         self.settings = settings
-        self.flow = open_teacher(settings.teacher)
+        self.flow = open_teacher(settings.teacher, settings.prompts)
         if settings.conditional and self.flow.classes is None:
             raise Refusal(f"teacher {settings.teacher} has no classes; leave out --conditional")
         if settings.guidance != 1 and not settings.conditional:

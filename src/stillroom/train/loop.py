@@ -13,9 +13,10 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from stillroom.data import Batch, Loader, Source
+from stillroom.flows import Tally
 from stillroom.settings import Refusal, Run, seed_of
 from stillroom.train import checkpoint
 from stillroom.train.folder import RunFolder
@@ -23,7 +24,7 @@ from stillroom.train.learner import Learner, freeze_rest
 from stillroom.train.pictures import save_previews
 from stillroom.train.product import save_product
 from stillroom.train.reach import Reach
-from stillroom.train.recipe import Recipe, Terms
+from stillroom.train.recipe import Recipe, Role, Terms
 from stillroom.train.schedule import Schedule
 from stillroom.train.shard import shard
 from stillroom.train.turn import Noise, Turn
@@ -52,6 +53,21 @@ def reseed(device: torch.device, seed: int) -> None:
         torch.get_device_module(device).manual_seed(seed)
 
 
+def tally_of(recipe: Recipe, roles: Mapping[str, Role]) -> Tally:
+    """Of every network that a recipe holds: by its role, by `average`, or, where it neither learns nor follows, by
+    `teacher`."""
+    tally = Tally()
+    for name, role in roles.items():
+        tally.watch(name, role.module)
+    for role in roles.values():
+        if role.average is not None:
+            tally.watch("average", role.average)
+    for part in vars(recipe).values():
+        if isinstance(part, nn.Module):
+            tally.watch("teacher", part)
+    return tally
+
+
 class Trainer:
     def __init__(self, recipe: Recipe, settings: Run, sources: Mapping[str, Source], world: World,
                  folder: RunFolder | None = None, watch: Watch | None = None):
@@ -74,6 +90,7 @@ class Trainer:
         self.window: dict[str, list[float]] = {}  # sum and count of every term since the last row
         self.since_checkpoint: dict[str, list[float]] = {}  # the same, for the stage's best metric
         self.reach = Reach()
+        self.tally = tally_of(recipe, self.roles)
         self.pending: list[tuple[int, list[str], Tensor]] = []
         self.noted: set[str] = set()
 
@@ -208,6 +225,7 @@ class Trainer:
             self.watch.started(type(self.recipe).__name__, self.step, self.schedule.steps)
             clock, row_clock, row_step = time.perf_counter(), time.perf_counter(), self.step
             stack.callback(self.watch.ended)
+            stack.enter_context(self.tally.counting())
             while self.step < self.schedule.steps:
                 self.enter_stages()
                 self.train_step(self.device_batch({n: loader.at(self.step) for n, loader in loaders.items()}))
@@ -241,7 +259,7 @@ class Trainer:
                 self.folder.append(row)
 
     def draw_preview(self) -> None:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        with torch.no_grad(), torch.random.fork_rng(devices=[]), self.tally.counting(False):
             pictures = dict(self.recipe.preview())
         if self.world.first and self.folder:
             save_previews(self.folder.path / "samples", self.step, pictures)
@@ -257,7 +275,7 @@ class Trainer:
             "step": self.step, "seconds": self.seconds, "recipe": type(self.recipe).__name__,
             "updates": {n: w.updates for n, w in self.learners.items()},
             "window": self.window, "reach": self.reach.state(), "cursors": dict(cursors),
-            "frozen": self.frozen,
+            "frozen": self.frozen, "evaluations": dict(self.tally.counts),
         }
 
     def save(self, cursors: Mapping[str, dict]) -> None:
@@ -283,6 +301,7 @@ class Trainer:
             raise Refusal(f"{self.folder.path}: weights that this run keeps frozen are not those it began with")
         self.step, self.seconds, self.window = state["step"], state["seconds"], state["window"]
         self.reach = Reach.of(state["reach"])
+        self.tally.counts.update(state.get("evaluations", {}))      # none of a run that was begun before they were
         for name, learner in self.learners.items():
             learner.total = self.schedule.updates(name, max(0, self.step - 1))
         return state["cursors"]

@@ -193,7 +193,11 @@ def carry_out(trainer: Trainer, cursors: Mapping[str, dict]) -> None:
     trainer.finish()
     folder = trainer.folder
     if folder and trainer.world.first:
-        folder.write_info(folder.read_info() | {"finished": now(), "seconds": round(trainer.seconds, 3)})
+        old, world = folder.read_info(), trainer.world
+        peak = max(old.get("memory_gib") or 0.0, round(trial.peak_memory(world.device), 3))
+        evaluations = {name: world.size * count for name, count in trainer.tally.counts.items() if count}
+        folder.write_info(old | {"finished": now(), "seconds": round(trainer.seconds, 3), "evaluations": evaluations,
+                                 "memory_gib": peak})
 
 
 def info(trainer: Trainer, name: str, notes: list[str]) -> dict[str, Any]:
@@ -206,6 +210,7 @@ def info(trainer: Trainer, name: str, notes: list[str]) -> dict[str, Any]:
         "machine": machine(trainer.world.device),
         "processes": trainer.world.size,
         "parameters": {n: sum(p.numel() for p in w.parameters.values()) for n, w in trainer.learners.items()},
+        "trained": sum({id(p): p.numel() for w in trainer.learners.values() for p in w.parameters.values()}.values()),
         "steps": trainer.schedule.steps,
         "precision": trainer.settings.precision,
         "inputs": {n: {"name": s.name, "shape": list(s.shape), "count": _count(s)} for n, s in trainer.sources.items()},

@@ -7,6 +7,11 @@ from stillroom.settings import Refusal, nearest
 from stillroom.train.recipe import Role, Stage
 
 
+def ends(step: int, every: int) -> bool:
+    """Whether the step is the last of each `every` of them."""
+    return step % every == every - 1
+
+
 class Schedule:
     def __init__(self, stages: Sequence[Stage], roles: Mapping[str, Role]):
         for stage in stages:
@@ -36,7 +41,7 @@ class Schedule:
         return frozenset(
             name
             for name, role in self.roles.items()
-            if self.takes_part(name, stage) and step % role.every == role.every - 1
+            if self.takes_part(name, stage) and ends(step, role.every)
         )
 
     def updates(self, name: str, step: int) -> int:

@@ -9,28 +9,49 @@ from stillroom.codecs import Codec
 from stillroom.data import Source, Stream, encoding_card
 from stillroom.flows import Flow, Mixture
 from stillroom.settings import Refusal
-from stillroom.train.product import load_product
+from stillroom.train.files import read_json
+from stillroom.train.product import load_product, product_folder
 
 _MIXTURE = re.compile(r"(ring|grid):(\d+)(?::(\d+\.?\d*|\.\d+))?")
 
 
-def open_teacher(spec: str) -> Flow:
-    """`ring:MODES[:STD]`, `grid:SIDE[:STD]`, a run or product folder, a diffusers folder, or a hub id."""
+def open_teacher(spec: str, prompts: str = "") -> Flow:
+    """`ring:MODES[:STD]`, `grid:SIDE[:STD]`, a run or product folder, a diffusers folder, or a hub id. A text-to-image
+    pipeline is asked with `prompts`, the folder that `stillroom cache --prompts` wrote."""
     if match := _MIXTURE.fullmatch(spec):
+        require_prompts(None, spec, prompts)
         form, modes, std = match[1], int(match[2]), float(match[3] or 0.15)
         if modes < 1 or std <= 0:
             raise Refusal(f"teacher {spec!r}: a {form} needs at least one mode and a positive spread")
         return Flow(Mixture.ring(modes, std=std) if form == "ring" else Mixture.grid(modes, std=std), (2,))
     if is_ours(Path(spec)):
-        return part_of(spec, "flow")
+        flow = part_of(spec, "flow")
+        require_prompts(flow, spec, prompts)
+        return flow
     from stillroom.flows.folders import from_diffusers
+    from stillroom.flows.prompted import from_pipeline, makes_pictures_of_prompts
 
+    if prompts or makes_pictures_of_prompts(spec):
+        return frozen(from_pipeline(spec, prompts))
     return frozen(from_diffusers(spec))
 
 
-def open_teacher_of(spec: str, data: Source | Stream) -> Flow:
+def require_prompts(flow: Flow | None, spec: str, prompts: str) -> None:
+    """Those that it has in it, or none."""
+    if not prompts:
+        return
+    from stillroom.flows.prompted import prompted
+    from stillroom.flows.prompts import open_prompts
+
+    if flow is None or (net := prompted(flow)) is None:
+        raise Refusal(f"teacher {spec}: knows no prompts; leave out --prompts")
+    if open_prompts(prompts)[0].sha256 != net.prompts.sha256:
+        raise Refusal(f"prompts {prompts}: {spec} has others in it; leave out --prompts")
+
+
+def open_teacher_of(spec: str, data: Source | Stream, prompts: str = "") -> Flow:
     """A flow whose samples are of the data's shape, classes and latent space."""
-    flow, name = open_teacher(spec), f"teacher {spec}"
+    flow, name = open_teacher(spec, prompts), f"teacher {spec}"
     if flow.shape != tuple(data.shape):
         raise Refusal(f"{name}: it makes {list(flow.shape)}, and {data.name} holds {list(data.shape)}")
     if flow.classes != (None if data.classes is None else len(data.classes)):
@@ -57,6 +78,20 @@ def require_encoding(card: Mapping[str, Any], data: Source | Stream, name: str) 
                       f"{'pictures' if mine is None else 'latents'}")
     other = [k for k in ("codec", "space", "crop") if theirs.get(k) != mine.get(k)]
     raise Refusal(f"{name}: made on other latents than those of {data.name}: another {', another '.join(other)}")
+
+
+def pipeline_of(spec: str) -> str:
+    """The diffusers folder or hub id that a teacher is, or that our run's teacher was; "" of a closed form, and of a
+    flow that was trained here."""
+    while spec and is_ours(Path(spec)):
+        spec = str(read_json(product_folder(spec) / "product.json")["card"].get("teacher", ""))
+    return "" if _MIXTURE.fullmatch(spec) else spec
+
+
+def codec_beside(spec: str) -> Codec | None:
+    """The codec of a teacher that lies in one folder with it."""
+    place = pipeline_of(spec)
+    return open_codec(place) if place and (Path(place) / "vae" / "config.json").is_file() else None
 
 
 BUNDLED = Path(__file__).parents[1] / "codecs" / "bundled"

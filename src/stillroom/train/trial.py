@@ -72,6 +72,13 @@ class Plan:
         return self.seconds_per_step * self.steps
 
 
+def peak_memory(device: torch.device) -> float:
+    """GiB so far: of the accelerator, or of the whole process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 2**30
+
+
 def plan(trainer: Trainer, batches, precision_name: str) -> Plan:
     """A cycle of real steps, in memory only, with every role's turn in it; the first is left out of the time.
 
@@ -88,9 +95,5 @@ def plan(trainer: Trainer, batches, precision_name: str) -> Plan:
         trainer.train_step(batches(trainer.step))
     _wait(trainer)
     spent = (time.perf_counter() - start) / cycle
-    if device.type == "cuda":
-        memory = torch.cuda.max_memory_allocated(device)
-    else:
-        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     counts = {n: sum(p.numel() for p in w.parameters.values()) for n, w in trainer.learners.items()}
-    return Plan(counts, memory / 2**30, spent, trainer.schedule.steps, precision_name)
+    return Plan(counts, peak_memory(device), spent, trainer.schedule.steps, precision_name)
