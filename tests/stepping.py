@@ -8,7 +8,8 @@ from stillroom.train.world import World
 
 
 def trainer_of(recipe, given):
-    return Trainer(recipe, given, {"data": recipe.data}, World(0, 1, torch.device("cpu")), watch=Silent())
+    sources = {} if recipe.data is None else {"data": recipe.data}
+    return Trainer(recipe, given, sources, World(0, 1, torch.device("cpu")), watch=Silent())
 
 
 def steps_of(trainer, count):
@@ -17,7 +18,7 @@ def steps_of(trainer, count):
         for _ in range(count):
             trainer.enter_stages()
             yield trainer.step
-            trainer.train_step(trainer.device_batch({"data": loaders["data"].at(trainer.step)}))
+            trainer.train_step(trainer.device_batch({name: each.at(trainer.step) for name, each in loaders.items()}))
             trainer.step += 1
 
 

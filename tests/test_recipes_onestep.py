@@ -9,6 +9,7 @@ import torch
 import stillroom
 from stillroom.data import Encoding, LatentSpace, Tensors
 from stillroom.measure import energy_distance
+from stillroom.recipes._adversary import Adversarial
 from stillroom.recipes.consistency import Consistency
 from stillroom.recipes.dmd import DMD
 from stillroom.recipes.drifting import Drifting, Field, power_law
@@ -215,3 +216,17 @@ def test_the_encoding_is_on_the_card(tmp_path, data):
 def test_a_teacher_without_a_network_is_refused(tmp_path, recipe):
     with pytest.raises(Refusal, match="no network for a student to start from"):
         run(recipe, tmp_path / "run", None, teacher="ring:4", steps=2)
+
+
+def test_heads_stand_on_the_teacher_whatever_adapters_its_weights_carry(teacher):
+    settings = DMD.Settings(out="unused", teacher=teacher, fake_lora=2, adversarial=Adversarial(weight=1.0), **PLAIN)
+    recipe = DMD(settings)
+    x, t, y = torch.randn(6, 2), torch.full((6,), 0.5), torch.arange(6) % 2
+    before = recipe.adversary.features(x, t, y)
+    with torch.no_grad():
+        for name, p in recipe.fake.named_parameters():
+            if "lora_" in name:
+                p.fill_(0.3)
+    after = recipe.adversary.features(x, t, y)
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+    assert not torch.allclose(recipe.fake.v(x, t, y), recipe.teacher.v(x, t, y), atol=1e-3)

@@ -54,3 +54,15 @@ def direction(target: Tensor, fake: Tensor, real: Tensor, sign: int, push: float
     # The same sum in another order: with push = pull, u drops out, and with it the rounding of two larger differences.
     moved = sign * (push * (fake - real) + (pull - push) * residual)
     return torch.where(size > 0, moved, 0) / size.clamp(min=torch.finfo(size.dtype).tiny)
+
+
+def augmentation(target: Tensor, conditional: Tensor, unconditional: Tensor, sign: int, guidance: float) -> Tensor:
+    """[B, ...]: what guidance adds to the direction of a conditional teacher T(y), where the answer without the label
+    takes the place of the fake:
+
+        T(y) + (g - 1) (T(y) - T()) = T_g,    (F - T(y)) + (g - 1) (T() - T(y)) = F - T_g
+
+    Over mean |u - T(y)|, as the direction from F to T(y) is, which knows no guidance: so this grows with g - 1, and the
+    two add up to what a guided teacher gives, over that.
+    """
+    return (guidance - 1) * direction(target, unconditional, conditional, sign)

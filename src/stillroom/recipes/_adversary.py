@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from stillroom.flows import Denoiser
+from stillroom.flows import Bare, Denoiser
 from stillroom.match.adversarial import critic_softplus, maker_softplus, r1_approximate
 from stillroom.nets.heads import Heads, channels_last, inner_layers
 from stillroom.settings import NotNegative, Optimizer, Refusal, nearest
@@ -28,7 +28,7 @@ class Adversarial:
 class Adversary:
     """Heads on what `denoiser` computes inside, which they do not move. Both sides are judged at one noise level."""
 
-    def __init__(self, denoiser: Denoiser, settings: Adversarial, shape: tuple[int, ...], law):
+    def __init__(self, denoiser: Denoiser | Bare, settings: Adversarial, shape: tuple[int, ...], law):
         self.denoiser, self.settings, self.law = denoiser, settings, law
         self.layers = settings.layers or inner_layers(denoiser.net)
         known = [name for name, _ in denoiser.net.named_modules() if name]

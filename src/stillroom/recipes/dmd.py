@@ -22,7 +22,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from stillroom.flows import Denoiser, Denoises, denoising_loss, rollout
+from stillroom.flows import Bare, Denoiser, Denoises, denoising_loss, rollout
 from stillroom.recipes._adversary import Adversarial, Adversary
 from stillroom.recipes._students import Distillation, Ends, WithData, averaged, generator_of, plans_of, score_gap
 from stillroom.settings import Count, Natural, Optimizer, Share
@@ -69,8 +69,9 @@ class DMD(Distillation):
         return self.begun_on_teacher(rank) if rank else self.begun_whole()
 
     def opposed(self) -> Adversary | None:
-        s = self.settings
-        return Adversary(self.origin, s.adversarial, self.flow.shape, self.gap_law) if s.adversarial.weight else None
+        s, teacher = self.settings, self.flow.denoiser
+        judge = teacher if isinstance(teacher, Denoiser | Bare) else self.origin
+        return Adversary(judge, s.adversarial, self.flow.shape, self.gap_law) if s.adversarial.weight else None
 
     @property
     def needs_ends(self) -> bool:

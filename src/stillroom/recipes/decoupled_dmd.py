@@ -1,0 +1,109 @@
+"""Decoupled DMD: what guidance adds to distribution matching moves the student, and matching keeps it in bounds.
+
+Problem: DMD follows a guided teacher, while its fake score is not guided. That is two things in one: matching the
+teacher's distribution, and a push along the guidance. Apart, each can have the noise levels that suit it.
+
+Equation (Liu et al. 2025, eq. 6 and 8): with the teacher T, the fake score F and guidance g, exactly,
+
+    F(y) - T_g = (F(y) - T(y)) + (g - 1) (T() - T(y))        distribution matching + augmentation
+
+Here x is what the student answers at time t. Matching looks at it at all noise levels; augmentation at levels up to t
+(what a later step has yet to resolve), with a draw and a noise of its own. Each is divided by mean |x - T(y)|, DMD's
+weight, at its own level. In the place of matching, three other shields: the mean and the variance within each sample,
+held to those of real ones by a KL divergence; DMD2's adversarial term; or none.
+
+Paper: Decoupled DMD: CFG Augmentation as the Spear, Distribution Matching as the Shield, arXiv 2511.22677.
+
+Expect: without a shield the samples' variance (`samples/variance`) grows for ever; see the claim `decoupled-dmd`.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from stillroom.flows import Guided
+from stillroom.match import augmentation, mean_and_variance, pseudo_target, statistics_kl
+from stillroom.paths import Restricted, sign_of, target
+from stillroom.recipes import dmd
+from stillroom.recipes._adversary import Adversarial
+from stillroom.settings import NotNegative, Refusal
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(dmd.Settings):
+    guidance: float = 3.0
+    """Of the teacher, above 1: what it adds moves the student, which has it built in."""
+    shield: Literal["dm", "statistics", "adversarial", "none"] = "dm"
+    """What keeps the samples in bounds: distribution matching, the mean and variance within a sample, heads on the
+    teacher's features, or nothing. All but the first need no fake score."""
+    statistics: NotNegative = 1.0
+    """Weight of the term of shield statistics."""
+    adversarial: Adversarial = field(default_factory=lambda: Adversarial(weight=10.0))
+    """Of shield adversarial alone. Its term has no scale that is known beforehand: of weight 1, points ran away."""
+
+
+class DecoupledDMD(dmd.DMD):
+    Settings = Settings
+
+    def __init__(self, settings: Settings, data=None):
+        if settings.guidance <= 1:
+            raise Refusal(f"guidance {settings.guidance:g}: what it adds above 1 is what moves the student; give 3, or "
+                          "match without guidance: stillroom distill dmd")
+        if settings.shield == "adversarial" and not settings.adversarial.weight:
+            raise Refusal("shield adversarial: its weight is 0; give --adversarial.weight above 0, or --shield none")
+        super().__init__(settings, data)
+        self.settings = settings
+        self.asked_at, self.usual = self.plan[0], (torch.zeros(()), torch.ones(()))     # of the step at hand
+
+    # ---- what there is, by shield ----
+
+    def begun_fake(self):
+        return super().begun_fake() if self.settings.shield == "dm" else self.origin
+
+    def opposed(self):
+        return super().opposed() if self.settings.shield == "adversarial" else None
+
+    @property
+    def needs_ends(self):
+        return super().needs_ends or (self.settings.shield == "statistics" and self.data is None)
+
+    def roles(self):
+        roles = super().roles()
+        if self.settings.shield in ("statistics", "none"):      # nothing must keep up with the student
+            return {"student": self.role(self.student, self.settings.student, average=self.mean)}
+        return roles if self.settings.shield == "dm" else {name: roles[name] for name in ("student", "head")}
+
+    # ---- what moves the student ----
+
+    def chosen(self, turn):
+        k = super().chosen(turn)
+        self.asked_at = self.plan[k]
+        return k
+
+    def generated(self, batch, turn):
+        if self.settings.shield == "statistics":
+            mean, variance = mean_and_variance(self.real(batch, turn)[0])
+            self.usual = mean.mean(), variance.mean()
+        return super().generated(batch, turn)
+
+    def followed(self, x, y, turn):
+        turn.tell("samples/variance", x.detach().var(0, correction=0).mean())
+        terms = {"augmentation": self.augmented(x, y, turn)}
+        if self.settings.shield == "dm":
+            terms["matching"] = self.gap(x, y, turn, self.flow.denoiser)
+        if self.settings.shield == "statistics":
+            terms["statistics"] = self.settings.statistics * statistics_kl(x, *self.usual)
+        return terms
+
+    def augmented(self, x: Tensor, y: Tensor | None, turn) -> Tensor:
+        """Towards what guidance adds, at noise levels up to the time at which x was asked for."""
+        teacher = self.teacher
+        assert isinstance(teacher, Guided) and y is not None
+        t, eps = turn.draw(Restricted(self.gap_law, 0.0, self.asked_at)), turn.randn(x)
+        c, kind = teacher.path.over(t, x), teacher.prediction
+        with torch.no_grad():
+            conditional, unconditional = teacher.split(c.alpha * x + c.sigma * eps, t, y)
+            true = target(kind, x, eps, c)
+        return pseudo_target(x, augmentation(true, conditional, unconditional, sign_of(kind), teacher.scale))

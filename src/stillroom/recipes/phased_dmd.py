@@ -1,0 +1,154 @@
+"""Phased DMD: an expert for each of a few steps, one trained after another, by distribution matching on the way.
+
+Problem: of a student of several steps DMD lets one step carry the gradient, and judges the x0 that it answers: each
+step is taught to be the last one, and several are hardly more diverse than one.
+
+Equation (Fan et al. 2025): at times 1 = t_0 > ... > t_N = 0, expert k makes an Euler step from t_{k-1} to s = t_k. The
+law of its x_s is matched, at noise levels above s: with x_t = alpha_{t|s} x_s + sigma_{t|s} eps, t in (s, 1],
+
+    grad = E[ w (F(x_t, t, y) - T(x_t, t, y)) dx_s ],    F = argmin E omega |sigma_{t|s} (F(x_t, t, y) - u)|^2
+    u = (alpha_s^2 sigma_t + alpha_t sigma_s^2) / (alpha_s^2 sigma_{t|s}) eps - x_s / alpha_s
+    omega = min(1 / sigma_{t|s}^2, 10),    w = 1 / mean |u - T(x_t, t, y)|
+
+u, here the velocity of the linear path, is unbiased although no x0 is seen (`paths.subinterval_target`, for whatever F
+predicts). w is DMD's weight with x_s in the place of x0 (ours: the paper's is a function of s and t). At s = 0 this is
+DMD, but for omega. Experts that were trained stand still, and in each phase the fake score begins anew at the teacher.
+
+Paper: Phased DMD: Few-step Distribution Matching Distillation via Score Matching within Subintervals, arXiv 2510.27684.
+
+Expect: N networks to keep, of which each step asks one; see the claim `phased-dmd`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from stillroom.flows import FewStep, rollout, step
+from stillroom.match import direction, pseudo_target, squared_error
+from stillroom.paths import Coefficients, Law, Restricted, between, sign_of, subinterval_target
+from stillroom.recipes._students import Distillation, Student, averaged, plans_of
+from stillroom.settings import Count, Optimizer, Share
+from stillroom.train import Average, Role, Stage
+from stillroom.train.checkpoint import fill
+
+MOST = 10.0
+"""Of the weight of the fake score's loss, which t near s would otherwise rule."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(Student):
+    ABSENT: ClassVar[Mapping[str, str]] = {"data": "phased DMD needs none; leave it out"}
+    student_steps: Count = 4
+    """Evaluations for a sample; each is an expert's, with a phase of its own: an equal share of `steps`."""
+    intervals: Literal["nested", "disjoint"] = "nested"
+    """Noise levels of a phase that ends at s: all above s, or those up to where the phase begins."""
+    every: Count = 2
+    """Updates of the fake score for one of the expert."""
+    times: tuple[Share, Share] = (0.02, 0.98)
+    """Noise levels of all phases together, uniform before the teacher's shift."""
+    score: Optimizer = field(default_factory=lambda: Optimizer(lr=2e-4, clip=1.0))
+
+
+class Phase(NamedTuple):
+    k: int
+    start: float
+    end: float
+    law: Law
+
+    @property
+    def name(self) -> str:
+        return f"phase-{self.k + 1}"
+
+    @property
+    def role(self) -> str:
+        return f"expert-{self.k + 1}"
+
+
+class PhasedDMD(Distillation):
+    Settings = Settings
+    learned = staticmethod(subinterval_target)
+    """What the fake score learns."""
+
+    def __init__(self, settings: Settings):
+        super().__init__(settings)
+        self.settings = settings
+        (self.plan,) = plans_of(self.flow, settings.student_steps)
+        self.phases = [self.phase(k) for k in range(settings.student_steps)]
+        self.experts = [self.begun() for _ in self.phases]
+        self.means = [Average(expert, settings.average) for expert in self.experts]
+        self.fake = self.begun_whole()
+
+    def phase(self, k: int) -> Phase:
+        start, end = self.plan[k : k + 2]
+        high = start if self.settings.intervals == "disjoint" else 1.0
+        return Phase(k, start, end, Restricted(self.law(*self.settings.times), end, high))
+
+    def roles(self):
+        s = self.settings
+        experts = {phase.role: self.role(expert, s.student, every=s.every, average=mean)
+                   for phase, expert, mean in zip(self.phases, self.experts, self.means, strict=True)}
+        return experts | {"fake": Role(self.fake, s.score)}
+
+    def stages(self):
+        n = len(self.phases)
+        upto = [self.settings.steps * k // n for k in range(n + 1)]
+        return [Stage(p.name, upto[p.k + 1] - upto[p.k], (p.role, "fake"), self.begin_anew, fresh=("fake",))
+                for p in self.phases]
+
+    def begin_anew(self) -> None:
+        """The fake score knows nothing of the phase before."""
+        for mine, first in zip(self.fake.parameters(), self.origin.parameters(), strict=True):
+            fill(mine, first)
+
+    def losses(self, batch, turn):
+        phase = next(p for p in self.phases if p.name == turn.stage)
+        with torch.set_grad_enabled(phase.role in turn):
+            x_s, y = self.generated(phase, turn)
+        losses = {"fake": {"dsm": self.tracked(phase, x_s.detach(), y, turn)}}
+        return losses | ({phase.role: {"gap": self.moved(phase, x_s, y, turn)}} if phase.role in turn else {})
+
+    def generated(self, phase: Phase, turn) -> tuple[Tensor, Tensor | None]:
+        """x_s, the end of the phase, from noise: the steps before are those of the product's experts."""
+        y, z = self.labels(turn), turn.randn((turn.batch, *self.flow.shape))
+        t, s = (torch.full((len(z),), u, device=z.device) for u in (phase.start, phase.end))
+        expert, before = self.experts[phase.k], [averaged(mean) for mean in self.means[: phase.k]]
+        start = expert.path.over(torch.ones_like(t), z).sigma * z
+        with torch.no_grad():
+            x_t = rollout(before, start, self.plan[: phase.k + 1], y, "ode", lambda _: z)
+        return step(expert, x_t, t, s, y, "ode"), y
+
+    # ---- at noise levels above s ----
+
+    def levels(self, phase: Phase, x_s: Tensor, turn) -> tuple[Tensor, Coefficients, Coefficients]:
+        """t [B], and the coefficients at s and at t."""
+        t, path = turn.draw(phase.law), self.fake.path
+        return t, path.over(torch.full_like(t, phase.end), x_s), path.over(t, x_s)
+
+    def tracked(self, phase: Phase, x_s: Tensor, y: Tensor | None, turn) -> Tensor:
+        (t, at_s, at_t), eps = self.levels(phase, x_s, turn), turn.randn(x_s)
+        a, b = between(at_s, at_t)
+        u = self.learned(self.fake.prediction, x_s, eps, at_s, at_t)
+        weight = (1 / b.flatten(1)[:, 0].square()).clamp(max=MOST)
+        return weight * squared_error(b * self.fake(a * x_s + b * eps, t, y), u)
+
+    def moved(self, phase: Phase, x_s: Tensor, y: Tensor | None, turn) -> Tensor:
+        (t, at_s, at_t), eps = self.levels(phase, x_s, turn), turn.randn(x_s)
+        (a, b), kind = between(at_s, at_t), self.fake.prediction
+        with torch.no_grad():
+            x_t, u = a * x_s + b * eps, subinterval_target(kind, x_s, eps, at_s, at_t)
+            fake, real = b * self.fake(x_t, t, y), b * self.teacher.predict(kind, x_t, t, y)
+        return pseudo_target(x_s, direction(u, fake, real, sign_of(kind)))
+
+    # ---- what is left ----
+
+    def generator(self):
+        return FewStep([averaged(mean) for mean in self.means], self.flow.shape, [self.plan], "ode")
+
+    def preview(self):
+        return self.shown(self.generator())
+
+    def product(self):
+        return self.left(self.generator())

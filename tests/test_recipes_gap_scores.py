@@ -1,0 +1,380 @@
+"""SwiftBrush, SiD and DisBack: their gradients against formulas, one set of weights, the way down, and refusals."""
+
+from itertools import pairwise
+
+import pytest
+import torch
+
+import stillroom
+from closed_forms import F64, draws, gaussian, mixture
+from stepping import same, state, steps_of, trainer_of
+from stillroom.data import Tensors
+from stillroom.flows import Bare, Gaussian, denoising_loss
+from stillroom.match import score_identity
+from stillroom.paths import Linear
+from stillroom.recipes._adversary import Adversarial
+from stillroom.recipes.disback import DisBack
+from stillroom.recipes.dmd import DMD
+from stillroom.recipes.flow import FlowMatching
+from stillroom.recipes.sid import SiD
+from stillroom.recipes.swiftbrush import SwiftBrush
+from stillroom.settings import Optimizer, Refusal, from_mapping
+from stillroom.train import Silent, load_product, resume, start
+from stillroom.train.loop import Trainer
+from test_recipes_onestep import PLAIN, POINTS, RATE, clusters, far
+
+GIVEN = {"batch": 64, "student": RATE, "score": Optimizer(lr=2e-3, clip=1.0), "average": 0.98, **PLAIN}
+ANCHOR = Adversarial(weight=0.1)
+
+
+@pytest.fixture(scope="module")
+def data():
+    return Tensors(*clusters(), ["low", "high"], "clusters")
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory, data):
+    out = tmp_path_factory.mktemp("teacher") / "run"
+    settings = FlowMatching.Settings(out=out, steps=600, batch=256, model=RATE, average=0.99, **POINTS, **PLAIN)
+    return str(start(FlowMatching, settings, "flow", {"data": data}, Silent()))
+
+
+@pytest.fixture(scope="module")
+def unlabelled(tmp_path_factory, data):
+    out = tmp_path_factory.mktemp("unlabelled") / "run"
+    settings = FlowMatching.Settings(out=out, steps=2, batch=16, **POINTS, **PLAIN)
+    return str(start(FlowMatching, settings, "flow", {"data": Tensors(data.x, name="alone")}, Silent()))
+
+
+def made(recipe, out, teacher, **more):
+    torch.manual_seed(0)
+    settings = recipe.Settings(out=out, **{**GIVEN, "teacher": teacher, **more})
+    return recipe(settings), settings
+
+
+def run(recipe, out, teacher, **more):
+    settings = recipe.Settings(out=out, **{**GIVEN, "teacher": teacher, **more})
+    return start(recipe, settings, recipe.__name__.lower(), {}, Silent())
+
+
+class Turn:
+    """All roles in turn, with noise that can be drawn again."""
+
+    def __init__(self, batch=16, stage="distil", step=0):
+        self.batch, self.stage, self.step, self.generator = batch, stage, step, torch.Generator().manual_seed(5)
+
+    def __contains__(self, role):
+        return True
+
+    def rows(self, count):
+        return torch.arange(count)
+
+    def randn(self, like):
+        return torch.randn(getattr(like, "shape", like), generator=self.generator)
+
+    def rand(self, like, shared=False):
+        return torch.rand(like, generator=self.generator)
+
+    def draw(self, law):
+        return law.quantile(self.rand((self.batch,)))
+
+
+def shaken(module, pattern, seed=1):
+    """Weights that tell two networks apart."""
+    g = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, p in module.named_parameters():
+            if pattern in name:
+                p.add_(0.1 * torch.randn(p.shape, generator=g))
+
+
+@pytest.mark.parametrize(("recipe", "more"), [
+    (SwiftBrush, {"steps": 300, "guidance": 1.0}),
+    (SiD, {"steps": 200}),
+    (SiD, {"steps": 300, "student_steps": 2}),
+    (DisBack, {"steps": 450, "record": 100, "kept": 2, "advance": 50}),
+], ids=["swiftbrush", "sid", "sid-2", "disback"])
+def test_a_student_comes_nearer_than_its_teachers_one_step(tmp_path, teacher, data, recipe, more):
+    flow = stillroom.load(teacher)
+    student = stillroom.load(run(recipe, tmp_path / "run", teacher, **more))
+    assert far(student, data) < 0.5 * sum(
+        float(stillroom.measure.energy_distance(flow.sample(600, steps=1)[flow.labels(0, 600) == c],
+                                                data.x[data.y == c])) for c in (0, 1))
+    assert load_product(tmp_path / "run").card["teacher"] == teacher
+
+
+# ---- SwiftBrush ----
+
+
+def test_swiftbrush_reads_nothing_and_holds_the_teacher_once(tmp_path, teacher):
+    recipe, _ = made(SwiftBrush, tmp_path, teacher, steps=2)
+    assert recipe.inputs == ()
+    assert isinstance(recipe.flow.denoiser, Bare)
+    whole = {p.data_ptr(): p.numel() for module in (recipe.flow, recipe.fake, recipe.origin)
+             for p in module.parameters()}
+    adapters = sum(p.numel() for name, p in recipe.fake.named_parameters() if "lora_" in name)
+    alone = sum(p.numel() for p in stillroom.load(teacher).parameters())
+    assert sum(whole.values()) == alone + adapters
+    apart = {p.data_ptr() for module in (recipe.student, recipe.mean) for p in module.parameters()}
+    assert not apart & set(whole)
+
+
+def test_training_the_adapters_leaves_the_teachers_answers_as_they_were(tmp_path, teacher):
+    recipe, settings = made(SwiftBrush, tmp_path, teacher, steps=5, guidance=2.0)
+    x, t, y = torch.randn(6, 2), torch.linspace(0.1, 0.9, 6), torch.arange(6) % 2
+    before, fake = recipe.teacher.x0(x, t, y), recipe.guided_fake.x0(x, t, y)
+    assert torch.equal(before, fake)                                    # adapters begin without effect
+    list(steps_of(trainer_of(recipe, settings), 5))
+    assert torch.equal(recipe.teacher.x0(x, t, y), before)
+    assert not torch.allclose(recipe.guided_fake.x0(x, t, y), fake, atol=1e-4)
+
+
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+def test_swiftbrushs_gradient_is_sigma_squared_times_the_difference_of_noises(tmp_path, teacher, guidance):
+    recipe, _ = made(SwiftBrush, tmp_path, teacher, steps=2, guidance=guidance)
+    shaken(recipe.fake, "lora_")
+    x, y = torch.randn(16, 2, requires_grad=True), torch.arange(16) % 2
+    (ours,) = torch.autograd.grad(recipe.gap(x, y, Turn()).sum(), x)
+    turn = Turn()
+    t, eps = turn.draw(recipe.gap_law), turn.randn(x)
+    x_t, sigma, null = recipe.fake.path.noise(x, t, eps).detach(), t[:, None], torch.full_like(y, 2)
+    with torch.no_grad():
+        def guided(denoiser):
+            return denoiser.eps(x_t, t, null) + guidance * (denoiser.eps(x_t, t, y) - denoiser.eps(x_t, t, null))
+
+        formula = sigma**2 * (guided(recipe.flow.denoiser) - guided(recipe.fake))
+    assert formula.abs().max() > 0.01 and torch.allclose(ours, formula / 2, atol=2e-5)
+
+
+def test_swiftbrushs_fake_score_learns_noise_with_the_papers_weight_and_without_dropped_labels(tmp_path, teacher):
+    x, y, turn = torch.randn(16, 2), torch.arange(16) % 2, Turn()
+    recipe, _ = made(SwiftBrush, tmp_path, teacher, steps=2, drop=0.5)
+    t, eps, u = turn.draw(recipe.fake_law), turn.randn(x), turn.rand((16,))
+    told = y.masked_fill(u < 0.5, 2)
+    assert 0 < (told == 2).sum() < 16
+    loss = (1 - t) ** 2 * denoising_loss(recipe.fake, x, t, eps, told)
+    assert torch.equal(recipe.tracked(x, y, Turn()), loss)
+
+
+def test_both_roles_of_swiftbrush_move_in_every_step(tmp_path, teacher):
+    recipe, settings = made(SwiftBrush, tmp_path, teacher, steps=4)
+    seen = []
+    for _ in steps_of(trainer_of(recipe, settings), 4):
+        seen.append((state(recipe.student), state(recipe.fake)))
+    assert not any(same(a[0], b[0]) or same(a[1], b[1]) for a, b in pairwise(seen[1:]))      # the first rate is 0
+
+
+# ---- SiD ----
+
+
+def test_the_gradient_of_the_score_identity_is_that_of_finite_differences():
+    """Through x, the noised x, and both closed-form scores; the weight is a constant."""
+    teacher, own, path = mixture(), gaussian(dim=2), Linear()
+    x, eps, y = draws(5, 2, seed=7), draws(5, 2, seed=8), torch.arange(5) % 3
+    t = torch.linspace(0.15, 0.9, 5, dtype=F64)
+    for alpha in (0.0, 1.0, 1.2):
+        def parts(x):
+            x_t = path.noise(x, t, eps)
+            return own.x0(x_t, t), teacher.x0(x_t, t, y)
+
+        leaf = x.clone().requires_grad_()
+        (ours,) = torch.autograd.grad(score_identity(leaf, *parts(leaf), alpha).sum(), leaf)
+        fixed = (x - parts(x)[1]).abs().mean(1)
+
+        def value(x, alpha=alpha, fixed=fixed):
+            fake, real = parts(x)
+            return (((real - fake) * (real - x - alpha * (real - fake))).mean(1) / fixed).sum()
+
+        h = 1e-6
+        for i in range(5):
+            for j in range(2):
+                step = torch.zeros_like(x)
+                step[i, j] = h
+                assert float(ours[i, j]) == pytest.approx(float(value(x + step) - value(x - step)) / (2 * h), abs=1e-7)
+
+
+@pytest.mark.parametrize("alpha", [0.5, 1.0, 1.2])
+def test_between_gaussians_the_score_identity_pulls_to_the_target_by_a_known_amount(alpha):
+    """Student N(m, s^2), target N(0, s^2), gain k: dL/dm = m (1 - k a)^2 in every sample, before the weight."""
+    m, s2, t = draws(2, seed=3), 0.3, torch.full((4,), 0.6, dtype=F64)
+    target, own = (Gaussian(mean, s2 * torch.eye(2, dtype=F64)) for mean in (torch.zeros(2, dtype=F64), m))
+    x = (m + s2**0.5 * draws(4, 2, seed=4)).requires_grad_()
+    x_t = Linear().noise(x, t, draws(4, 2, seed=5))
+    real = target.x0(x_t, t)
+    (ours,) = torch.autograd.grad(score_identity(x, own.x0(x_t, t), real, alpha).sum(), x)
+    a, sigma2 = 0.4, 0.36
+    k = a * s2 / (a**2 * s2 + sigma2)
+    expected = m * (1 - k * a) ** 2 / (x - real).detach().abs().mean(1, keepdim=True) / 2
+    assert torch.allclose(ours, expected, rtol=1e-10)
+
+
+def test_with_an_exact_fake_score_the_identity_measures_the_scores_distance():
+    """E (R - F)'(R - x) = E |R - F|^2, whatever R: the loss without its weight is (1 - alpha) E |R - F|^2."""
+    own, teacher, n = gaussian(dim=2), mixture(), 200_000
+    x, t = own.draw(draws(n, 2, seed=1)), torch.full((n,), 0.5, dtype=F64)
+    x_t = Linear().noise(x, t, draws(n, 2, seed=2))
+    fake, real = own.x0(x_t, t), teacher.x0(x_t, t)
+    weight = (x - real).abs().mean(1)
+    distance = (real - fake).square().mean(1)
+    error = 4 * float(((real - fake) * (fake - x)).mean(1).std()) / n**0.5
+    for alpha in (0.0, 1.0, 1.2):
+        loss = float((weight * score_identity(x, fake, real, alpha)).mean())
+        assert abs(loss - (1 - alpha) * float(distance.mean())) < error
+    assert error < 0.02 * float(distance.mean())
+
+
+def test_sid_asks_each_score_at_its_own_scale(tmp_path, teacher):
+    recipe, _ = made(SiD, tmp_path, teacher, steps=2, guidance=3.0, fake_guidance=2.0, fake_own_guidance=1.5)
+    shaken(recipe.fake, "")
+    x, y, turn = torch.randn(16, 2), torch.arange(16) % 2, Turn()
+    t, eps = turn.draw(recipe.gap_law), turn.randn(x)
+    x_t, null, bare = Linear().noise(x, t, eps), torch.full_like(y, 2), recipe.flow.denoiser
+
+    def at(denoiser, scale):
+        return denoiser.x0(x_t, t, null) + scale * (denoiser.x0(x_t, t, y) - denoiser.x0(x_t, t, null))
+
+    ours = recipe.followed(x, y, Turn())["identity"]
+    assert torch.allclose(ours, score_identity(x, at(recipe.fake, 2.0), at(bare, 3.0)), atol=1e-5)
+    own = (at(recipe.fake, 1.5) - x) / t[:, None]                                   # x0's error is t times v's
+    assert torch.allclose(recipe.tracked(x, y, Turn()), own.square().mean(1), rtol=1e-3, atol=1e-5)
+
+
+def test_zero_asks_the_fake_score_without_the_label(tmp_path, teacher):
+    recipe, _ = made(SiD, tmp_path, teacher, steps=2, cfg="zero", adversarial=ANCHOR)
+    shaken(recipe.fake, "")
+    x, y = torch.randn(16, 2), torch.arange(16) % 2
+    a, b = (recipe.tracked(x, labels, Turn()) for labels in (y, 1 - y))
+    assert torch.equal(a, b)
+    a, b = (recipe.followed(x, labels, Turn())["identity"] for labels in (y, 1 - y))
+    assert not torch.allclose(a, b)                                                 # but the teacher with it
+
+
+@pytest.mark.parametrize("more", [
+    {"cfg": "zero", "adversarial": ANCHOR}, {"cfg": "anti", "fake_guidance": -1.0, "adversarial": ANCHOR},
+    {"guidance": 2.0, "fake_guidance": 2.0, "fake_own_guidance": 2.0}, {"fake_lora": 2, "adversarial": ANCHOR},
+    {"student_steps": 2, "asked": "noised"},
+], ids=str)
+def test_every_option_of_sid_trains(tmp_path, teacher, more):
+    student = stillroom.load(run(SiD, tmp_path / "run", teacher, steps=12, teacher_samples=64, **more))
+    assert student.sample(8).isfinite().all()
+
+
+def test_sids_heads_stand_on_the_fake_score_and_dmds_on_the_teacher(tmp_path, teacher):
+    sid, _ = made(SiD, tmp_path, teacher, steps=2, adversarial=ANCHOR)
+    dmd, _ = made(DMD, tmp_path, teacher, steps=2, adversarial=ANCHOR)
+    assert sid.adversary.denoiser is sid.fake and dmd.adversary.denoiser is dmd.origin
+
+
+# ---- DisBack ----
+
+
+WAY = {"steps": 40, "record": 12, "kept": 3, "advance": 5}
+
+
+def test_the_way_down_is_kept_and_walked_back(tmp_path, teacher):
+    recipe, settings = made(DisBack, tmp_path, teacher, **WAY)
+    student, passed, fakes = state(recipe.student), [], {}
+    trainer = trainer_of(recipe, settings)
+    for step in steps_of(trainer, 40):
+        fakes[step] = state(recipe.fake)                                # after that many steps
+        if step == 12:
+            assert same(state(recipe.student), student)                 # the untouched student was recorded
+        if step >= 12:
+            passed.append(recipe.target(step))
+    kept = [state(each) for each in recipe.way]
+    assert all(same(weights, fakes[k]) for weights, k in zip(kept, (3, 6, 9), strict=True))
+    assert [next(i for i, each in enumerate(recipe.targets) if each is target) for target in passed] == (
+        [0] * 5 + [1] * 5 + [2] * 5 + [3] * 13)
+    assert [*recipe.targets] == [recipe.way[2], recipe.way[1], recipe.way[0], recipe.teacher]
+    assert not same(state(recipe.student), student)
+
+
+def test_the_gap_follows_the_target_of_the_step(tmp_path, teacher):
+    recipe, _ = made(DisBack, tmp_path, teacher, **WAY)
+    for k, each in enumerate((*recipe.way, recipe.fake)):
+        shaken(each, "", seed=k)
+    x, y = torch.randn(16, 2), torch.arange(16) % 2
+    for step, real in ((12, recipe.way[2]), (18, recipe.way[1]), (26, recipe.way[0]), (30, recipe.flow.denoiser)):
+        expected = recipe.gap(x, y, Turn(), real)
+        assert expected.mean() > 0 and torch.equal(recipe.followed(x, y, Turn(step=step))["gap"], expected)
+
+
+def test_the_way_begins_at_the_teacher_wherever_the_student_does(tmp_path, teacher, data):
+    settings = FlowMatching.Settings(out=tmp_path / "flow", steps=2, batch=16, **POINTS, **PLAIN)
+    other = str(start(FlowMatching, settings, "flow", {"data": data}, Silent()))
+    recipe, _ = made(DisBack, tmp_path, teacher, origin=other, **WAY)
+    assert same(state(recipe.fake), state(recipe.flow.denoiser)) and same(state(recipe.student), state(recipe.origin))
+    assert not same(state(recipe.fake), state(recipe.student))
+    recipe, _ = made(DisBack, tmp_path, "ring:2", origin=other, **WAY)     # a closed form, which ends the way back
+    assert same(state(recipe.fake), state(recipe.origin)) and recipe.target(39) is recipe.flow.denoiser
+
+
+def test_the_control_shares_the_fake_score_and_keeps_nothing(tmp_path, teacher):
+    ends = []
+    for target in ("backtrack", "teacher"):
+        recipe, settings = made(DisBack, tmp_path, teacher, target=target, **WAY)
+        assert len(recipe.way) == (3 if target == "backtrack" else 0)
+        for step in steps_of(trainer_of(recipe, settings), 13):
+            if step == 12:
+                ends.append(state(recipe.fake))
+        assert (recipe.target(12) is recipe.teacher) == (target == "teacher")
+    assert same(*ends)
+
+
+@pytest.mark.parametrize("stop", [4, 12, 23])
+def test_a_run_that_was_stopped_goes_on_to_the_same_product(tmp_path, teacher, monkeypatch, stop):
+    more = {**WAY, "checkpoint_every": 1, "keep": 2, "adversarial": ANCHOR, "teacher_samples": 64}
+    whole = load_product(run(DisBack, tmp_path / "whole", teacher, **more)).parts["generator"]
+    step = Trainer.train_step
+
+    def stops(self, micros):
+        if self.step == stop:
+            raise KeyboardInterrupt
+        step(self, micros)
+
+    monkeypatch.setattr(Trainer, "train_step", stops)
+    with pytest.raises(KeyboardInterrupt):
+        run(DisBack, tmp_path / "part", teacher, **more)
+    monkeypatch.setattr(Trainer, "train_step", step)
+    resume(tmp_path / "part", lambda _: DisBack, {}, Silent())
+    assert same(state(whole), state(load_product(tmp_path / "part").parts["generator"]))
+
+
+# ---- refusals ----
+
+
+@pytest.mark.parametrize(("recipe", "more", "says"), [
+    (SiD, {"cfg": "zero"}, "give the adversarial term a weight"),
+    (SiD, {"cfg": "anti", "fake_guidance": -1.0}, "give the adversarial term a weight"),
+    (SiD, {"cfg": "anti", "adversarial": ANCHOR}, "--cfg anti --fake-guidance -1"),
+    (SiD, {"fake_guidance": -1.0}, "--cfg anti --fake-guidance -1"),
+    (SiD, {"cfg": "zero", "adversarial": ANCHOR, "guidance": 2.0}, "it guides no score"),
+    (DisBack, {"fake_lora": 4}, "kept as whole networks"),
+    (DisBack, {"steps": 400, "record": 200, "kept": 2}, "none for the teacher itself"),
+    (DisBack, {"record": 3}, "weights are kept 4 times"),
+])
+def test_what_cannot_be_is_refused_in_a_line(tmp_path, teacher, recipe, more, says):
+    with pytest.raises(Refusal, match=says) as error:
+        run(recipe, tmp_path / "run", teacher, **{"steps": 2000, **more})
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("more", [{"fake_guidance": 2.0}, {"guidance": 2.0}, {"fake_own_guidance": 2.0},
+                                  {"cfg": "zero", "adversarial": ANCHOR}], ids=str)
+def test_without_labels_no_score_is_guided(tmp_path, unlabelled, more):
+    with pytest.raises(Refusal, match="trained without labels"):
+        run(SiD, tmp_path / "run", unlabelled, steps=2, **more)
+
+
+def test_adapters_need_a_network(tmp_path, teacher):
+    with pytest.raises(Refusal, match="no network for adapters; give a flow run"):
+        run(SwiftBrush, tmp_path / "run", "ring:2", steps=2, origin=teacher)
+    with pytest.raises(Refusal, match="no network for a student to start from"):
+        run(SwiftBrush, tmp_path / "run", "ring:2", steps=2)
+
+
+@pytest.mark.parametrize("name", ["data", "student_steps"])
+def test_swiftbrush_says_why_it_has_not_what_its_like_have(name):
+    with pytest.raises(Refusal, match=f"'{name}' is not a setting: SwiftBrush .*leave it out"):
+        from_mapping(SwiftBrush.Settings, {"out": "x", "teacher": "y", name: "z"}, "settings")
+    assert not {"data", "size", "adversarial", "teacher_samples"} & set(SwiftBrush.Settings.__dataclass_fields__)
