@@ -1,4 +1,4 @@
-"""Small discriminators on what another network computes inside."""
+"""Small discriminators: on what another network computes inside, and on samples themselves."""
 
 from collections.abc import Sequence
 
@@ -11,20 +11,66 @@ from stillroom.settings import Refusal
 
 class Heads(nn.Module):
     """Features [B, C], tokens [B, N, C] or maps [B, C, h, w], one of each kind named in `channels`, to one logit per
-    sample: the mean over features and places."""
+    sample: the mean over features and places. With `classes`, plus how well each feature goes with the sample's label
+    (projection, Miyato & Koyama 2018)."""
 
-    def __init__(self, channels: Sequence[int], width: int = 64):
+    def __init__(self, channels: Sequence[int], width: int = 64, classes: int | None = None):
         super().__init__()
         self.layers = nn.ModuleList(
             nn.Sequential(nn.LayerNorm(c), nn.Linear(c, width), nn.LeakyReLU(0.2), nn.Linear(width, 1))
             for c in channels
         )
+        self.labels = None if classes is None else nn.Embedding(classes, len(channels) * width)
+        if self.labels is not None:
+            nn.init.zeros_(self.labels.weight)
 
-    def forward(self, features: Sequence[Tensor]) -> Tensor:
+    def forward(self, features: Sequence[Tensor], y: Tensor | None = None) -> Tensor:
         """[B]"""
-        logits = [layer(channels_last(f).float()).flatten(1).mean(1)
-                  for layer, f in zip(self.layers, features, strict=True)]
+        if self.labels is None or y is None:
+            labels = [None] * len(self.layers)
+        else:
+            labels = self.labels(y).chunk(len(self.layers), 1)              # each [B, width]
+        logits = [self.logit(layer, channels_last(f).to(torch.promote_types(f.dtype, torch.float32)), each)
+                  for layer, f, each in zip(self.layers, features, labels, strict=True)]
         return torch.stack(logits).mean(0)
+
+    @staticmethod
+    def logit(layer: nn.Module, h: Tensor, label: Tensor | None) -> Tensor:
+        *inner, last = layer.children()
+        for each in inner:
+            h = each(h)
+        found = last(h).flatten(1).mean(1)
+        return found if label is None else found + (h.reshape(len(h), -1, h.shape[-1]).mean(1) * label).sum(1)
+
+
+class Critic(nn.Module):
+    """Samples to one logit each, through heads on all that `body` sees of them: a list of features for `Heads`."""
+
+    def __init__(self, body: nn.Module, shape: tuple[int, ...], classes: int | None = None):
+        super().__init__()
+        with torch.no_grad():
+            seen = body(torch.zeros(1, *shape))
+        self.body, self.heads = body, Heads([channels_last(f).shape[-1] for f in seen], classes=classes)
+
+    def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+        """[B]"""
+        return self.heads(self.body(x), y)
+
+
+class Layers(nn.Module):
+    """Points [B, dim] to what each layer of a perceptron sees of them, [B, width] each."""
+
+    def __init__(self, dim: int, width: int = 128, depth: int = 3):
+        super().__init__()
+        self.layers = nn.ModuleList(
+            nn.Sequential(nn.Linear(width if k else dim, width), nn.LeakyReLU(0.2)) for k in range(depth))
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        seen = []
+        for layer in self.layers:
+            x = layer(x)
+            seen.append(x)
+        return seen
 
 
 def channels_last(feature: Tensor) -> Tensor:
