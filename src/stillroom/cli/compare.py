@@ -1,4 +1,5 @@
-"""`stillroom compare CODEC CODEC ... --data IMAGES`: what codecs give back, and how easy their latents are to model."""
+"""`stillroom compare`: codecs side by side, what they give back and how easy their latents are to model; or flows and
+generators, what they draw and what that costs."""
 
 import json
 from dataclasses import dataclass
@@ -6,13 +7,18 @@ from pathlib import Path
 from typing import Literal
 
 from stillroom.cli.flags import parse, take
-from stillroom.settings import Count, Positive, Refusal, Share, Where
+from stillroom.settings import Count, Natural, Positive, Refusal, Share, Where
 
-COMMAND = "stillroom compare CODEC CODEC ..."
+COMMAND, OF_RUNS = "stillroom compare CODEC CODEC ...", "stillroom compare RUN RUN ..."
 ABOUT = ("Codecs side by side on the same pictures: reconstruction, samples of the same small prior on the way through "
          "its budget, its loss over time, probes, spectra, and a page of it all. CODEC is `bundled`, a run or product, "
          "a TAESD weight file, a diffusers folder or hub id; NAME=CODEC calls it so. What was measured is kept under "
-         "--out/NAME and is not measured again.")
+         "--out/NAME and is not measured again. Flows and generators are compared too: stillroom compare RUN RUN ... "
+         "--help.")
+ABOUT_RUNS = ("Flows and generators of one teacher side by side: samples of the same noise against data, or against "
+              "the teacher's, by the same metrics, beside what they cost; a page, a table (.csv) and LaTeX (.tex) of "
+              "it all. RUN is a run or a product; NAME=RUN,RUN,RUN are several seeds of one method, told as mean and "
+              "deviation. What was measured is kept under --out/NAME and is not measured again.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +69,38 @@ class Settings:
     device: str = "auto"
 
 
+@dataclass(frozen=True, kw_only=True)
+class OfRuns:
+    data: Where = ""
+    """What samples are held against. Unless given, samples of the teacher; of a mixture, draws of it."""
+    heldout: Where = ""
+    """Fresh real data for the floor. Unless given, the data's :test split; where there is none, a part of the data that
+    is set aside."""
+    out: Path = Path("compare")
+    """Folder of the page, and of what was measured."""
+    teacher: Where = ""
+    """Unless given, the one that the runs name."""
+    teacher_steps: tuple[Count, ...] = (1, 2, 8)
+    """At which the teacher is drawn from, beside its own."""
+    n: Count = 2000
+    """Samples of each."""
+    reference: Count = 50_000
+    """Real ones, at most; of the teacher, where it stands for data, 5000 at most."""
+    size: Natural = 0
+    """Pixels a side to which pictures of the data are cropped; as large as the samples unless given."""
+    bad_share: Share = 0.01
+    features: Where = ""
+    """A run of `stillroom train features`: distances in its pooled features too."""
+    inception: Path | None = None
+    """Weight file of FID's Inception, pt_inception-2015-12-05-6726825d.pth: distances in its features too."""
+    codec: Where = ""
+    """Decodes latents: the codec that made those on which the runs were trained."""
+    seed: int = 0
+    """Of the noise, which all share."""
+    batch: Count = 256
+    device: str = "auto"
+
+
 def run(word: str, arguments: list[str]) -> int:
     quiet = take(arguments, "--quiet")
     specs = list[str]()
@@ -70,6 +108,8 @@ def run(word: str, arguments: list[str]) -> int:
         specs.append(arguments.pop(0))
     if not specs and not {"-h", "--help"} & set(arguments):
         raise Refusal(f"usage: {COMMAND} --data IMAGES --size PIXELS; see stillroom compare --help")
+    if specs and are_runs(specs):
+        return run_on_runs(specs, parse(OfRuns, arguments, OF_RUNS, ABOUT_RUNS), quiet)
     settings = parse(Settings, arguments, COMMAND, ABOUT)
     from stillroom.cli.comparison import compare
     from stillroom.report.compare import in_terminal, write_comparison
@@ -79,4 +119,27 @@ def run(word: str, arguments: list[str]) -> int:
     write_atomically(settings.out / "compare.json", json.dumps(found, indent=1, allow_nan=False))
     in_terminal(found)
     print(f"page: {write_comparison(settings.out, found)}")
+    return 0
+
+
+def are_runs(specs: list[str]) -> bool:
+    """Whether flows and generators are to be compared; what is no product of ours is a codec."""
+    from stillroom.cli.comparison_named import kind_of, places_of
+
+    kinds = {place: kind_of(place) for spec in specs for place in places_of(spec)}
+    runs = [place for place, kind in kinds.items() if kind in ("flow", "generator")]
+    if runs and len(runs) < len(kinds):
+        other = next(place for place in kinds if place not in runs)
+        raise Refusal(f"{runs[0]} is a {kinds[runs[0]]} and {other} a {kinds[other]}: compare codecs with codecs, and "
+                      "flows and generators with their like")
+    return bool(runs)
+
+
+def run_on_runs(specs: list[str], settings: OfRuns, quiet: bool) -> int:
+    from stillroom.cli.comparison_runs import compare
+    from stillroom.report.compare_runs import in_terminal, write_comparison
+
+    found, clouds = compare(specs, settings, quiet)
+    in_terminal(found)
+    print(f"page: {write_comparison(settings.out, found, clouds)}")
     return 0

@@ -56,6 +56,8 @@ class Draws:
     """Of the latents that they are. None for pictures, points, and latents whose run does not say."""
     classes: int | None = None
     limit: int | None = None
+    model: Any = None
+    """What draws them, where something does."""
 
     @property
     def kind(self) -> str:
@@ -110,7 +112,7 @@ def open_draws(place: Path, settings: Drawing) -> Draws:
             return model.sample(n, seed, guidance=settings.guidance, **how, **more)
 
         draws = Draws(tuple(model.shape), sampler, model.labels, settings.seed, settings.batch, card, encoding,
-                      model.classes)
+                      model.classes, model=model)
     else:
         raise Refusal(f"a product of kind {product.kind!r} is not drawn from")
     return decoded(draws, settings, device) if settings.codec else draws

@@ -79,18 +79,19 @@ def open_samples(place: Path, settings: "Settings") -> Side:
 
 def drawn(place: Path, settings: "Settings") -> Side:
     draws = open_draws(place, replace(settings, codec=""))      # pictures are made of latents later, on both sides
-    count = settings.n or DRAWN
-    if draws.limit is not None:
-        count = min(count, draws.limit)
+    words = {"steps": "", "guidance": 1, "weak": "", "interval": (0, 1)}
+    told = [f"{k} {str(draws.card[k])[:12]}" for k, usual in words.items() if draws.card.get(k, usual) != usual]
+    return side_of_draws(str(place), draws, settings.n or DRAWN, ", ".join([f"seed {settings.seed}", *told]))
+
+
+def side_of_draws(name: str, draws: Draws, count: int, how: str = "") -> Side:
+    count = count if draws.limit is None else min(count, draws.limit)
 
     def batches(law: Tensor | None) -> Batches:
         for first, x in draws.chunks(0, count, law):
             yield x, labels_of(draws, law, first, len(x))
 
-    words = {"steps": "", "guidance": 1, "weak": "", "interval": (0, 1)}
-    told = [f"{k} {str(draws.card[k])[:12]}" for k, usual in words.items() if draws.card.get(k, usual) != usual]
-    how = ", ".join([f"seed {settings.seed}", *told])
-    return Side(str(place), count, draws.shape, batches, draws.encoding, how, draws)
+    return Side(name, count, draws.shape, batches, draws.encoding, how, draws)
 
 
 def from_arrays(file: Path, settings: "Settings") -> Side:

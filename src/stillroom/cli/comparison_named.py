@@ -1,0 +1,126 @@
+"""The flows and generators that `stillroom compare` is asked to compare: their runs, what these say of themselves, and
+whether one table can hold them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from stillroom.cli.comparison import called
+from stillroom.cli.evaluate import Settings as Asked
+from stillroom.cli.sides import Side, drawn
+from stillroom.flows import Denoiser
+from stillroom.settings import Refusal
+from stillroom.train import load_product, product_hash
+from stillroom.train.files import read_json
+from stillroom.train.product import product_folder
+from stillroom.train.teacher import is_ours
+
+TAKEN = ("teacher", "real")
+"""Names of lines that are there without being asked for."""
+
+
+def places_of(spec: str) -> list[str]:
+    """The runs of RUN or NAME=RUN,RUN,RUN."""
+    place = called(spec)[1] if "=" in spec else spec
+    return [place] if Path(place).exists() else place.split(",")
+
+
+def kind_of(place: str) -> str:
+    path = Path(place)
+    if not is_ours(path) and not is_ours(path / "product"):
+        return "codec"
+    return str(read_json(product_folder(path) / "product.json")["kind"])
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run, and how it is drawn from."""
+
+    place: str
+    card: dict[str, Any]
+    side: Side
+
+    @property
+    def hash(self) -> str:
+        return product_hash(self.place)
+
+    @property
+    def guidance(self) -> float:
+        """Of the teacher that it was to follow."""
+        return float(self.card.get("guidance", 1.0))
+
+    @property
+    def teacher(self) -> str:
+        return self.card.get("teacher") or ""
+
+    @cached_property
+    def record(self) -> dict[str, Any]:
+        files = (folder / "run.json" for folder in (Path(self.place), Path(self.place).parent))
+        return next((read_json(file) for file in files if file.is_file()), {})
+
+    @property
+    def data(self) -> str:
+        return self.record.get("inputs", {}).get("data", {}).get("name", "")
+
+
+@dataclass(frozen=True)
+class Entry:
+    name: str
+    runs: Sequence[Run]
+
+
+def opened(specs: Sequence[str], asked: Asked) -> list[Entry]:
+    entries = list[Entry]()
+    for spec in specs:
+        places = places_of(spec)
+        if len(places) > 1 and "=" not in spec:
+            raise Refusal(f"{spec}: several runs of one method have one name: say NAME={spec}")
+        name = called(spec)[0]
+        if name in TAKEN:
+            raise Refusal(f"{spec}: a line called {name!r} is on the page already; say NAME=RUN")
+        if name in [e.name for e in entries]:
+            raise Refusal(f"two methods are called {name!r} ({spec} is one): say NAME=RUN")
+        entries.append(Entry(name, [opened_run(place, asked) for place in places]))
+    return entries
+
+
+def opened_run(place: str, asked: Asked) -> Run:
+    product = load_product(place)
+    model: Any = product.parts[product.kind]
+    told_strength = product.kind == "flow" and isinstance(model.denoiser, Denoiser) and model.denoiser.takes_strength
+    guidance = float(product.card.get("guidance", 1.0)) if told_strength else 1.0       # of others it is built in
+    return Run(place, dict(product.card), drawn(Path(place), replace(asked, guidance=guidance)))
+
+
+def identity(spec: str) -> str:
+    """Two places of one teacher have one."""
+    return product_hash(spec) if is_ours(Path(spec)) else spec
+
+
+def require_alike(entries: Sequence[Entry]) -> None:
+    """Runs that one table can hold."""
+    first, *others = [run for entry in entries for run in entry.runs]
+    for run in others:
+        a, b = first.side, run.side
+        if a.shape != b.shape:
+            raise Refusal(f"{run.place} makes {list(b.shape)}, and {first.place} {list(a.shape)}: they cannot be "
+                          "compared")
+        if a.encoding != b.encoding:
+            raise Refusal(f"{run.place} makes other latents than {first.place}: of another codec, space or crop")
+        if a.draws and b.draws and a.draws.classes != b.draws.classes:
+            raise Refusal(f"{run.place} knows {b.draws.classes or 'no'} classes, and {first.place} "
+                          f"{a.draws.classes or 'none'}")
+    for what, of in (("teacher", lambda run: run.teacher), ("data", lambda run: run.data)):
+        named = [(run, of(run)) for run in (first, *others) if of(run)]
+        for run, name in named[1:]:
+            known = named[0][1]
+            apart = teacher_hash(run) != teacher_hash(named[0][0]) if what == "teacher" else name != known
+            if apart:
+                raise Refusal(f"{run.place} was distilled from another {what} than {named[0][0].place}: {name}, and "
+                              f"not {known}")
+
+
+def teacher_hash(run: Run) -> str:
+    return run.card.get("teacher_hash") or identity(run.teacher)

@@ -1,0 +1,89 @@
+"""Figures of a comparison of flows and generators, from the mapping that compare.json holds: a colour for each method,
+the teacher in grey."""
+
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
+
+from stillroom.report.compare_plots import BELOW, _decades_where_wide, _titled, _wide
+from stillroom.report.geometry_plots import colour
+from stillroom.report.plots import MUTED, SMALL
+from stillroom.report.words import number
+
+Found = Mapping[str, Any]
+
+
+def quality(found: Found) -> Figure:
+    """Fréchet distance over the evaluations that a sample takes."""
+    figure, axes = _wide()
+    main = found["about"]["main"]
+    for guidance in sorted({line["guidance"] for line in found["teacher"]}):
+        lines = sorted((line for line in found["teacher"] if line["guidance"] == guidance),
+                       key=lambda line: line["evaluations"])
+        x, y = [line["evaluations"] for line in lines], [line["spaces"][main]["frechet"] for line in lines]
+        axes.plot(x, y, color=MUTED, linewidth=1.2, marker="o", markersize=3.5)
+        axes.annotate("teacher" + ("" if guidance == 1 else f", guidance {guidance:g}"), (x[-1], y[-1]),
+                      xytext=(0, 7), textcoords="offset points", ha="right", size=SMALL, color=MUTED)
+    dots(axes, found, lambda run: run["evaluations"])
+    _floor(axes, found)
+    heights(axes, found, found["teacher"])
+    over_evaluations(axes, "evaluations of a network for a sample")
+    return _titled(figure, f"Fréchet distance in {main}: lower is better")
+
+
+def training(found: Found) -> Figure | None:
+    """The same over what training has asked of all networks, for runs that recorded it."""
+    def spent(run: Mapping[str, Any]) -> float | None:
+        return sum((run["cost"]["evaluations"] or {}).values()) or None
+
+    if not any(spent(run) for entry in found["entries"] for run in entry["runs"]):
+        return None
+    figure, axes = _wide()
+    dots(axes, found, spent)
+    _floor(axes, found)
+    heights(axes, found, [])
+    over_evaluations(axes, "evaluations of all networks in training")
+    return _titled(figure, f"Fréchet distance in {found['about']['main']}: lower is better")
+
+
+def dots(axes: Axes, found: Found, cost: Callable[[Mapping[str, Any]], float | None]) -> None:
+    """A dot for each method, with a deviation where there are several runs, and its name."""
+    main, places = found["about"]["main"], list[tuple[float, float, int]]()
+    for i, entry in enumerate(found["entries"]):
+        spent = [c for run in entry["runs"] if (c := cost(run)) is not None]
+        values = [run["spaces"][main]["frechet"] for run in entry["runs"]]
+        if spent:
+            x, y = statistics.fmean(spent), statistics.fmean(values)
+            axes.errorbar(x, y, yerr=statistics.stdev(values) if len(values) > 1 else None, color=colour(i), marker="o",
+                          markersize=6, linewidth=1.1)
+            places.append((x, y, i))
+    for order, (x, y, i) in enumerate(sorted(places)):                          # neighbours: above and below
+        axes.annotate(found["entries"][i]["name"], (x, y), xytext=(7, -13 if order % 2 else 7),
+                      textcoords="offset points", size=SMALL + 0.5, color=colour(i), parse_math=False)
+
+
+def _floor(axes: Axes, found: Found) -> None:
+    value = found["floor"]["spaces"][found["about"]["main"]]["frechet"]
+    axes.axhline(value, color=MUTED, linewidth=1, linestyle=BELOW, zorder=0)
+    axes.annotate("fresh real ones" if found["about"]["is_data"] else "the teacher, of other noise", (0.0, value),
+                  xycoords=("axes fraction", "data"), xytext=(3, 3), textcoords="offset points", size=SMALL - 0.5,
+                  color=MUTED)
+
+
+def heights(axes: Axes, found: Found, lines: Sequence[Mapping[str, Any]]) -> None:
+    main = found["about"]["main"]
+    runs = [run for entry in found["entries"] for run in entry["runs"]]
+    _decades_where_wide(axes, [each["spaces"][main]["frechet"] for each in (*runs, *lines, found["floor"])])
+
+
+def over_evaluations(axes: Axes, told: str) -> None:
+    axes.set_xscale("log")
+    axes.margins(x=0.12)
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=9))
+    axes.xaxis.set_major_formatter(lambda tick, _: number(round(tick)) if tick >= 1 else f"{tick:g}")
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xlabel(told, color=MUTED, size=SMALL)

@@ -1,0 +1,346 @@
+"""`stillroom compare` of flows and generators: what it measures against what is known, what it writes, keeps and
+refuses."""
+
+import contextlib
+import csv
+import io
+import json
+import math
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from command import stillroom as called
+from stillroom import train
+from stillroom.cli import comparison_runs
+from stillroom.data import Tensors
+from stillroom.flows import Denoiser, Flow, Mixture, OneStep
+from stillroom.measure.distances import paired_error
+from stillroom.measure.diversity import contrast, saturated, spread_within
+from stillroom.measure.metrics import panel
+from stillroom.nets import DiT
+from stillroom.paths import Linear
+from stillroom.recipes.endpoint import Endpoint
+from stillroom.recipes.flow import FlowMatching
+from stillroom.report import compare_runs as report
+from stillroom.report.words import number
+from stillroom.settings import Optimizer
+from stillroom.train import Product, Silent, start
+from stillroom.train.product import save_product
+from test_report import Read, browser, opened
+
+PLAIN = {"precision": "float32", "device": "cpu", "log_every": 5}
+RATE = Optimizer(lr=5e-3, clip=1.0, decay="cosine")
+N = "--n 60 --reference 400 --quiet"
+
+
+def compared(*words: str | Path) -> str:
+    told = called("compare", *words)
+    assert told.code == 0, told.err
+    return told.out
+
+
+def refused(*words: str | Path) -> str:
+    told = called("compare", *words)
+    assert told.code == 2 and told.err.count("\n") == 1, told
+    return told.err
+
+
+def found_in(out: Path) -> dict:
+    return json.loads((out / "compare.json").read_text())
+
+
+# ---- runs ----
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """Runs of points: a mixture's, by a small flow on it; and of small pictures."""
+    home = tmp_path_factory.mktemp("runs")
+    x, y = Mixture.ring(4, std=0.1).draw(800, torch.Generator().manual_seed(0))
+    small = {"data": "given", "size": 1, "width": 32, "depth": 1, "batch": 128, "average": 0.98, "model": RATE, **PLAIN}
+    ring = Tensors(x, y, list("abcd"), "ring")
+    settings = FlowMatching.Settings(out=home / "flow", steps=200, **small)
+    start(FlowMatching, settings, "flow", {"data": ring}, Silent())
+    other = FlowMatching.Settings(out=home / "other", steps=200, seed=1, **small)
+    start(FlowMatching, other, "flow", {"data": ring}, Silent())
+    for name, teacher, seed in (("a", "flow", 0), ("a1", "flow", 1), ("a2", "flow", 2), ("far", "other", 0)):
+        student(home / name, str(home / teacher), seed=seed)
+    student(home / "mixed", "ring:4:0.1", origin=str(home / "flow"))
+    torch.manual_seed(0)
+    for name, channels, classes in (("grey", 1, 10), ("colour", 3, 10), ("nine", 1, 9)):
+        net = DiT(channels, 8, 4, 32, 1, 1, classes=classes)
+        save_product(Product("generator", {"generator": OneStep(net, Linear(), "v", (channels, 8, 8))}), home / name)
+    flow = Flow(Denoiser(DiT(1, 8, 4, 32, 1, 1, classes=10), Linear(), "v"), (1, 8, 8), "euler", 3)
+    save_product(Product("flow", {"flow": flow}), home / "pictures")
+    save_product(Product("points", {"points": x[:40].contiguous()}), home / "points")
+    return home
+
+
+def student(out, teacher, steps=6, **more):
+    settings = Endpoint.Settings(out=out, teacher=teacher, steps=steps, batch=32, pairs=64, teacher_steps=4,
+                                 student=RATE, average=0.9, **more, **PLAIN)
+    return start(Endpoint, settings, "endpoint", None, Silent())
+
+
+@pytest.fixture(scope="module")
+def both(home, tmp_path_factory):
+    out = tmp_path_factory.mktemp("compared") / "out"
+    told = compared(f"ours={home / 'a'},{home / 'a1'},{home / 'a2'}", home / "flow", N, "--out", out)
+    return out, told
+
+
+# ---- what it measures ----
+
+
+def test_figures_are_those_of_the_samples_themselves(both, home):
+    found = found_in(both[0])
+    ours, flow = found["entries"]
+    assert ours["name"] == "ours" and [r["place"] for r in ours["runs"]] == [str(home / n) for n in ("a", "a1", "a2")]
+    teacher, model = train.load(home / "flow"), train.load(home / "a1")
+    x, y = model.sample(60), model.labels(0, 60)
+    run = ours["runs"][1]
+    pair = paired_error(x, teacher.sample(60), y)
+    assert math.isclose(run["paired"]["rms"], pair.rms, rel_tol=1e-5)
+    assert math.isclose(run["paired"]["relative"], pair.relative, rel_tol=1e-5)
+    reference = teacher.sample(400, comparison_runs.seed_of(0, "reference"))
+    told = panel(x, reference)
+    (space,) = run["spaces"].values()
+    assert all(math.isclose(space[k], told[k], rel_tol=1e-4, abs_tol=1e-5) for k in told)
+    spread = spread_within(x, y) / spread_within(reference, teacher.labels(0, 400))
+    assert math.isclose(run["diversity"], spread, rel_tol=1e-4)
+    own = next(line for line in found["teacher"] if line["own"])
+    assert own["spaces"] == flow["runs"][0]["spaces"]                   # the flow is the teacher: the same samples
+    assert own["paired"]["rms"] < 1e-5 < run["paired"]["rms"] and run["modes"] is None
+    assert [line["steps"] for line in found["teacher"]] == [1, 2, 8, 18]
+    assert [line["evaluations"] for line in found["teacher"]] == [1, 3, 15, 35]
+    assert run["evaluations"] == 1 and flow["runs"][0]["evaluations"] == 35
+
+
+def test_costs_are_those_that_the_runs_recorded(both, home):
+    run = found_in(both[0])["entries"][0]["runs"][0]
+    assert run["cost"]["evaluations"] == {"student": 6 * 32, "teacher": 64 * 7}
+    weights = sum(p.numel() for p in train.load(home / "a").parameters())
+    assert run["cost"]["trained"] == weights == run["cost"]["weights"]
+    assert run["cost"]["steps"] == 6 and run["cost"]["recipe"] == "endpoint" and run["cost"]["seconds"] > 0
+
+
+def test_a_mixture_counts_its_modes_and_is_its_own_data(home, tmp_path):
+    compared(home / "mixed", N, "--out", tmp_path)
+    found = found_in(tmp_path)
+    assert found["about"]["is_data"] and "ring:4:0.1" in found["about"]["reference"]
+    assert found["floor"]["modes"]["held"] == 4 and found["floor"]["modes"]["good"] > 0.95
+    assert abs(found["floor"]["modes"]["spread"] - 1) < 0.25
+    own = next(line for line in found["teacher"] if line["own"])
+    assert own["modes"]["held"] == 4 and own["modes"]["apart"] < 0.05
+
+
+def test_spread_within_classes_is_that_of_pairs():
+    g = torch.Generator().manual_seed(0)
+    x, y = torch.randn(12, 3, generator=g, dtype=torch.float64), torch.arange(12) % 2
+    x = x + 10 * y[:, None]
+    squares = [torch.stack([(a - b).square().sum() for i, a in enumerate(x[y == c]) for j, b in enumerate(x[y == c])
+                            if i != j]).mean() for c in (0, 1)]
+    assert math.isclose(spread_within(x, y), float(torch.stack(squares).mean().sqrt()), rel_tol=1e-9)
+    assert spread_within(x) > 5
+
+
+def test_saturation_is_what_lies_at_the_ends():
+    x = torch.tensor([[-1.0, 1.0, 0.0, 0.5], [0.0, 0.0, 0.0, 0.0]]).view(2, 1, 2, 2)
+    assert saturated(x).tolist() == [0.5, 0.0] and contrast(x)[1] == 0
+    assert math.isclose(float(contrast(x)[0]), float(x[0].std(unbiased=False)), rel_tol=1e-6)
+
+
+# ---- what it writes ----
+
+
+def test_several_seeds_are_a_mean_and_a_deviation():
+    cell = report.Cell.of([1.0, 2.0, 4.0])
+    assert math.isclose(cell.mean, 7 / 3) and math.isclose(cell.deviation, math.sqrt(7 / 3))
+    assert cell.text() == f"{number(7 / 3)}\xa0±\xa0{number(math.sqrt(7 / 3), 2)}"
+    assert report.Cell.of([3]) == (3, None) and report.Cell.of([5.0, 5.0]) == (5.0, None)
+    assert report.Cell.of([1.0, None]) == (None, None) and report.Cell.of([]).text() == "–"
+
+
+def test_page_csv_latex_and_terminal_say_the_same(both):
+    out, told = both
+    found, cells = found_in(out), Read((out / "compare.html").read_text("utf-8")).inside("td")
+    (head, *lines) = list(csv.reader((out / "compare.csv").open()))
+    names = [line[0] for line in lines]
+    assert names == ["ours", "flow", "teacher, 1 step", "teacher, 2 steps", "teacher, 8 steps",
+                     "teacher, 18 steps (its own)", "the teacher, of other noise"]
+    assert [line[1] for line in lines] == ["3", "1", "1", "1", "1", "1", "1"]
+    latex, flat = (out / "compare.tex").read_text(), " ".join(told.split())
+    wanted = 0
+    for line in lines:
+        values = dict(zip(head, line, strict=True))
+        for name, text in list(values.items())[2:]:
+            if not text or name.endswith(" sd"):
+                continue
+            value = float(text) if re.search(r"[.e]", text) else int(text)
+            shown = number(value)
+            if sd := values[f"{name} sd"]:
+                shown = f"{shown}\xa0±\xa0{number(float(sd), 2)}"
+            assert shown in cells and report.latex(shown) in latex and " ".join(shown.split()) in flat, (name, shown)
+            wanted += 1
+    assert wanted > 80
+    frechet = [run["spaces"][found["about"]["main"]]["frechet"] for run in found["entries"][0]["runs"]]
+    first = dict(zip(head, lines[0], strict=True))[head[2]]
+    assert math.isclose(float(first), sum(frechet) / 3, rel_tol=1e-12)
+    assert latex.count("\\begin{tabular}") == latex.count("\\end{tabular}") == 3 and "↓" not in latex
+
+
+def test_sentences_order_methods_and_do_not_read_what_noise_hides(both):
+    found, html = found_in(both[0]), (both[0] / "compare.html").read_text("utf-8")
+    told = report.sentences(found)
+    paragraphs = " ".join(Read(html).inside("p"))
+    assert all(sentence in paragraphs for sentence in told) and "One run of flow" in " ".join(told)
+    assert told[0].startswith("By Fréchet distance in points 2: flow (")
+    assert "flow is no farther than the teacher at 18 steps: 35 against 35 evaluations a sample." in told
+    assert any(re.fullmatch(r"ours is (no farther|farther) than the teacher at .*\.", sentence) for sentence in told)
+    a, b = report.Cell(1.0, 0.2), report.Cell(1.3, 0.2)
+    assert not report.apart(a, b) and report.apart(a, report.Cell(2.0, 0.2)) and report.apart(a, report.Cell(1.1))
+
+
+def test_latex_is_escaped():
+    assert report.latex("a_b 50% ↓ ±") == r"a\_b 50\% $\downarrow$ $\pm$"
+
+
+def test_a_browser_shows_the_page(both, tmp_path):
+    browser()
+    dom, console = opened(both[0] / "compare.html", tmp_path / "profile")
+    assert [line for line in console.splitlines() if "CONSOLE" in line] == []
+    assert "Quality against cost of a sample" in Read(dom).inside("h2") and "ours" in Read(dom).inside("text")
+
+
+def test_the_page_has_no_address_and_a_panel_for_each_method(both):
+    html = (both[0] / "compare.html").read_text("utf-8")
+    assert "http" not in re.sub(r"http://www.w3.org\S*|http-equiv", "", html)
+    assert html.count("<svg") == 2 + 2                                  # two figures; clouds of both methods
+
+
+def test_each_row_of_the_grid_is_of_one_noise(home, tmp_path):
+    compared(home / "grey", home / "pictures", "--data digits --n 40 --quiet --out", tmp_path)
+    sheet = Image.open(tmp_path / "grid.png")
+    assert sheet.size == (2 * 48 + 2, 8 * 48 + 7 * 2)                   # a row for each noise, a column for each
+    left = torch.tensor(list(sheet.convert("L").crop((0, 50, 48, 98)).get_flattened_data())).view(48, 48)[3::6, 3::6]
+    x = train.load(home / "grey").sample(2)[1, 0].clamp(-1, 1)
+    assert torch.equal(((x + 1) * 127.5).round().int(), left.int())
+    found = found_in(tmp_path)
+    assert found["about"]["teacher"] is None and found["teacher"] == []
+    run = found["entries"][0]["runs"][0]
+    assert run["paired"] is None and 0 <= run["pictures"]["saturated"] <= 1 and run["cost"]["evaluations"] is None
+    assert "digits:test" in found["about"]["fresh"]
+
+
+def test_a_teacher_that_is_named_stands_beside_them(home, tmp_path):
+    compared(home / "grey", "--teacher", home / "pictures", "--teacher-steps 1 --data digits --n 40 --quiet",
+             "--out", tmp_path)
+    found = found_in(tmp_path)
+    assert [line["steps"] for line in found["teacher"]] == [1, 3] and found["entries"][0]["runs"][0]["paired"]
+    assert Image.open(tmp_path / "grid.png").size[0] == 2 * 48 + 2
+
+
+def test_a_feature_net_orders_the_methods(home, tmp_path):
+    run = tmp_path / "features"
+    made = called("train features --data digits --size 8 --steps 2 --batch 8 --precision float32 --quiet --out", run)
+    assert made.code == 0, made.err
+    compared(home / "grey", "--data digits --features", run, "--n 40 --quiet --out", tmp_path / "out")
+    found = found_in(tmp_path / "out")
+    assert found["about"]["main"].startswith("features ") and len(found["entries"][0]["runs"][0]["spaces"]) == 2
+    head = next(csv.reader((tmp_path / "out" / "compare.csv").open()))
+    assert len(head) == len(set(head))
+
+
+# ---- what it keeps ----
+
+
+def test_a_second_comparison_measures_nothing_and_one_more_run_only_adds(home, tmp_path, monkeypatch):
+    done: list[str] = []
+    real = comparison_runs.Table.measure
+
+    def counting(self, side, guidance):
+        done.append(side.name)
+        return real(self, side, guidance)
+
+    monkeypatch.setattr(comparison_runs.Table, "measure", counting)
+    compared(home / "a", N, "--out", tmp_path)
+    assert len(done) == 1 + 1 + 4                                       # the floor, the run, four numbers of steps
+    before = found_in(tmp_path)
+    done.clear()
+    compared(home / "a", N, "--out", tmp_path)
+    assert len(done) == 1 and found_in(tmp_path) == before
+    done.clear()
+    compared(home / "a", home / "a1", N, "--out", tmp_path)
+    assert done == [done[0], str(home / "a1")] and found_in(tmp_path)["entries"][0] == before["entries"][0]
+    done.clear()
+    compared(home / "a", "--n 50 --reference 400 --quiet --out", tmp_path)
+    assert len(done) == 6
+
+
+# ---- what it refuses ----
+
+
+def test_refusals(home, tmp_path):
+    out, a = tmp_path / "out", home / "a"
+    moved = tmp_path / "moved"
+    shutil.copytree(home / "far", moved)
+    text = (moved / "product" / "product.json").read_text().replace(str(home / "other"), str(tmp_path / "gone"))
+    card = json.loads(text)
+    (moved / "product" / "product.json").write_text(json.dumps(card))
+    for told, words in {
+        "far was distilled from another teacher than": (a, home / "far"),
+        "is not the teacher of": (a, "--teacher", home / "other"),
+        "makes [3, 8, 8], and": (home / "grey", home / "colour", "--data digits"),
+        "knows 9 classes, and": (home / "grey", home / "nine", "--data digits"),
+        "makes [1, 8, 8], and": (a, home / "grey"),
+        "a is a generator and bundled a codec": (a, "bundled"),
+        "a points: compare": (a, home / "points"),
+        "several runs of one method have one name": (f"{a},{home / 'a1'}",),
+        "two methods are called 'a'": (a, a),
+        "is on the page already": (f"teacher={a}",),
+        "nothing to hold samples against": (home / "grey",),
+        "--codec bundled": (a, "--codec bundled"),
+        "its teacher is no longer at": (moved,),
+        "--stps is not a setting": (a, "--stps 3"),
+    }.items():
+        assert told in refused(*words, N, "--out", out), told
+    assert not out.exists()
+
+
+def test_runs_of_other_latents_or_other_data_are_refused(home, tmp_path):
+    for name, codec in (("one", "a" * 8), ("two", "b" * 8)):
+        torch.manual_seed(0)
+        net = DiT(4, 8, 4, 32, 1, 1)
+        product = Product("generator", {"generator": OneStep(net, Linear(), "v", (4, 8, 8))},
+                          {"encoding": {"codec": codec, "space": {}, "crop": "centre 8"}})
+        save_product(product, tmp_path / name)
+    out = tmp_path / "out"
+    assert "makes other latents than" in refused(tmp_path / "one", tmp_path / "two", N, "--data digits --out", out)
+    for name, data in (("p", "digits:train"), ("q", "leaves:train")):
+        shutil.copytree(home / "grey", tmp_path / name / "product")
+        (tmp_path / name / "run.json").write_text(json.dumps({"inputs": {"data": {"name": data}}}))
+    told = refused(tmp_path / "p", tmp_path / "q", N, "--data digits --out", out)
+    assert "another data than" in told and "leaves:train, and not digits:train" in told
+
+
+def test_guidances_without_data_have_no_one_reference(home, tmp_path):
+    student(tmp_path / "guided", str(home / "flow"), guidance=2.0)
+    told = refused(home / "a", tmp_path / "guided", N, "--out", tmp_path / "out")
+    assert "at guidance 1, 2" in told and "give --data" in told
+    compared(home / "a", tmp_path / "guided", "--data ring:4:0.1", N, "--out", tmp_path / "out")
+    found = found_in(tmp_path / "out")
+    assert [(line["steps"], line["guidance"]) for line in found["teacher"]][:2] == [(1, 1.0), (2, 1.0)]
+    assert len(found["teacher"]) == 8 and found["teacher"][4]["evaluations"] == 2
+    assert found["entries"][1]["runs"][0]["guidance"] == 2
+
+
+def test_help_of_runs(home):
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        told = called("compare", home / "a", "--help")
+    assert told.code == 0 and "--teacher-steps" in told.out + out.getvalue()
