@@ -188,9 +188,10 @@ def test_classes_are_parted_into_neighbours():
     assert routes_of(3, 6, "t") == (0, 0, 1, 1, 2, 2) and routes_of(1, 3, "t") == (0, 0, 0)
 
 
-def test_each_student_is_asked_for_its_own_classes_alone(tmp_path):
-    settings = settings_of(MSD, tmp_path, teacher="ring:6:0.1", origin=flow_of_ring(tmp_path), students=3, steps=2,
-                           batch=12, options=("every=1", "adversarial.weight=0.1"), teacher_samples=60)
+@pytest.mark.parametrize(("batch", "steps"), [(12, 2), (3, 20)])      # also with more classes than samples
+def test_each_student_is_asked_for_its_own_classes_alone(tmp_path, batch, steps):
+    settings = settings_of(MSD, tmp_path, teacher="ring:6:0.1", origin=flow_of_ring(tmp_path), students=3, steps=steps,
+                           batch=batch, options=("every=1", "adversarial.weight=0.1"), teacher_samples=60)
     trainer = built(MSD, settings)
     recipe, asked = trainer.recipe, []
 
@@ -201,7 +202,7 @@ def test_each_student_is_asked_for_its_own_classes_alone(tmp_path):
     for k, student in enumerate(recipe.students):
         for each in (student.student, student.fake):
             watching(k, each)
-    for _ in steps_of(trainer, 2):
+    for _ in steps_of(trainer, steps):
         pass
     assert {k for k, _ in asked} == {0, 1, 2}
     assert all(y <= {2 * k, 2 * k + 1} for k, y in asked)

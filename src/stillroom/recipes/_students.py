@@ -177,10 +177,12 @@ class Distillation(Recipe):
 
     def labels(self, turn) -> Tensor | None:
         """[B], class-balanced over the global batch; of more classes than that, drawn."""
-        if (classes := self.flow.classes or 0) > self.settings.batch:
-            return (turn.rand((turn.batch,)) * classes).long().clamp(max=classes - 1).to(self.device)
-        y = self.flow.labels(0, self.settings.batch)
-        return None if y is None else y[turn.rows(self.settings.batch)].to(self.device)
+        count = max(self.flow.classes or 0, self.settings.batch)
+        if (y := self.flow.labels(0, count)) is None:
+            return None
+        if count == self.settings.batch:
+            return y[turn.rows(count)].to(self.device)
+        return y[(turn.rand((turn.batch,)) * count).long().clamp(max=count - 1).cpu()].to(self.device)
 
     def dropped(self, y: Tensor | None, share: float, turn) -> Tensor | None:
         """Labels, that share of them the null label: a score that shall be guided needs an answer without one."""
