@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from stillroom.flows import Denoiser, step
+from stillroom.flows import Denoiser, Move, step
 from stillroom.match import pseudo_huber
 from stillroom.paths import expand, shift
 from stillroom.recipes._students import Distillation, Ends, WithData, averaged, generator_of, plans_of
@@ -40,6 +40,7 @@ class Settings(WithData):
 class Consistency(Distillation):
     Settings = Settings
     inputs = ("data",)
+    jump: Move = "ode"
 
     def __init__(self, settings: Settings, data=None):
         super().__init__(settings, data)
@@ -75,8 +76,8 @@ class Consistency(Distillation):
         with torch.no_grad():
             x_s = step(self.teacher, x_t, t, s, y, "ode")
             arrived = expand(s <= r, x)                                         # by the teacher's step alone
-            there = torch.where(arrived, x_s, step(self.target, x_s, s, r, y, "ode"))
-        return step(self.student, x_t, t, r, y, "ode"), there, r
+            there = torch.where(arrived, x_s, step(self.target, x_s, s, r, y, self.jump))
+        return step(self.student, x_t, t, r, y, self.jump), there, r
 
     @property
     def target(self) -> Denoiser:

@@ -1,0 +1,192 @@
+"""Hyper-SD: consistency within segments of the trajectory, ever fewer of them, down to one.
+
+Problem: `consistency` asks for the whole way at once. Its errors add up, and in several steps it leaves the teacher's
+trajectories: each step noises anew.
+
+Equation (Ren et al. 2024): with time parted into K segments, e_K(t) the lower end of the one that t lies in, and s the
+time before t on the teacher's grid,
+
+    min E d( J(x_t, t -> e_K(t), y), sg J^(J_T(x_t, t -> s, y), s -> e_K(t), y) )
+
+J is the student's DDIM step, J^ that of its moving average, J_T that of the guided teacher. One stage after another
+has fewer segments (8, 4, 2, 1), and goes on with the weights of the one before. Segments are drawn along by DDIM steps,
+one each. A network that has come to one segment answers x0 for good: it is noised anew between its steps. With `told`
+(ours) it is told where to jump as well, and draws along any of `segments`. Further terms, off unless given:
+
+    adversarial       heads on the teacher's features, where a jump ends in data: in 1/K of all jumps
+    reward            - R(x, y), through the last of K steps from pure noise; R is a function of the user's
+    score             the gap of `dmd` at x = J(z, 1 -> 0), with a fake score, in the stage of one segment
+
+Its training code is not public: the distance (there squared, and adversarial where far), the weights and the order of
+the terms are a reconstruction.
+
+Paper: Hyper-SD, arXiv 2404.13686.
+
+Expect: K steps of a student whose stages end in K segments come where the teacher does; of one that has gone on, no
+longer. See the claim `hyper-sd`.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from stillroom.flows import denoising_loss, rollout
+from stillroom.flows.fewstep import step
+from stillroom.match import pseudo_huber
+from stillroom.paths import lower_edge
+from stillroom.recipes import consistency, module_of
+from stillroom.recipes._adversary import Adversarial, Adversary
+from stillroom.recipes._students import averaged, generator_of, plans_of, score_gap, widened
+from stillroom.settings import Count, Natural, NotNegative, Optimizer, Refusal, Where
+from stillroom.train import Role, Stage, nothing
+
+ROUNDING = 1e-5
+"""Of a time on an edge, which is not to fall into the segment above."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(consistency.Settings):
+    student_steps: Natural = 0   # pyright: ignore[reportGeneralTypeIssues]
+    """Evaluations of the student for a sample, unless `sample --steps` asks for others of `segments`; the last of them
+    unless given."""
+    segments: tuple[Count, ...] = (8, 4, 2, 1)
+    """Of each stage; the steps of the run are parted equally among them. The last are those that the student serves
+    best."""
+    told: bool = False
+    """Tell the network where its jump ends, so that one serves all of `segments`; each stage then keeps up those before
+    it (ours). It needs a network with an input for a second time."""
+    adversarial: Adversarial = field(default_factory=Adversarial)
+    reward: Where = ""
+    """FILE.py:FUNCTION of samples [B, ...] and labels [B] or None, to be made large; it gives [B] with a gradient."""
+    reward_weight: NotNegative = 0.1
+    score_weight: NotNegative = 0.0
+    """Of the gap in one step; 0 leaves out the fake score."""
+    score: Optimizer = field(default_factory=lambda: Optimizer(lr=2e-4, clip=1.0))
+
+
+class HyperSD(consistency.Consistency):
+    Settings = Settings
+
+    def __init__(self, settings: Settings, data=None):
+        require_segments(settings)
+        super().__init__(settings, data)
+        self.settings = settings
+        s, shape = settings, self.flow.shape
+        if s.told:
+            self.jump = "jump"
+        self.plans = {f"segments {len(plan) - 1}": plan for plan in plans_of(self.flow, *s.segments)}
+        self.score_law = self.law(0.02, 0.98)
+        self.adversary = Adversary(self.origin, s.adversarial, shape, self.score_law) if s.adversarial.weight else None
+        self.reward = opened(s.reward, shape, self.flow.classes) if s.reward else None
+        self.fake = super().begun_whole() if s.score_weight else None
+
+    def begun_whole(self):
+        return widened(self.origin, "two_times") if self.settings.told else super().begun_whole()
+
+    def roles(self):
+        roles = super().roles()
+        if self.adversary:
+            roles["head"] = Role(self.adversary.heads, self.settings.adversarial.head)
+        return roles | ({"fake": Role(self.fake, self.settings.score)} if self.fake else {})
+
+    def stages(self):
+        """Equal ones, and the remainder to the last."""
+        names, each = list(self.plans), self.settings.steps // len(self.plans)
+        rest = self.settings.steps - each * len(names)
+        common = ("student", "head") if self.adversary else ("student",)
+        enters = [self.ends.follow if self.ends else nothing] + [nothing] * (len(names) - 1)
+        return [
+            Stage(name, each + rest * (name == names[-1]), fresh=("student",), enter=enter,
+                  roles=(*common, "fake") if self.fake and len(self.plans[name]) == 2 else common)
+            for name, enter in zip(names, enters, strict=True)
+        ]
+
+    def goal(self, t, turn):
+        """The lower edge of this stage; for a network that is told it, of one of the stages so far."""
+        last = list(self.plans).index(turn.stage)
+        edges = [lower_edge(t - ROUNDING, plan) for plan in list(self.plans.values())[: last + 1]]
+        if not self.settings.told:
+            return edges[last]
+        chosen = (turn.rand(t) * len(edges)).long().clamp(max=last)
+        return torch.stack(edges).gather(0, chosen[None])[0]
+
+    @property
+    def target(self):
+        return averaged(self.mean)
+
+    def losses(self, batch, turn):
+        s, (x, y) = self.settings, self.given(batch, turn)
+        here, there, r = self.jumped(x, y, turn)
+        losses = {"student": {"jump": pseudo_huber(here, there)}}
+        if self.adversary:
+            ended = (r == 0).to(here)                       # elsewhere a jump ends in noise, and is not judged
+            losses["head"] = {k: ended * v for k, v in self.adversary.critic(x, here, turn, y, y).items()}
+            losses["student"]["adversarial"] = ended * self.adversary.maker(here, turn, y)
+        if self.reward:
+            losses["student"]["reward"] = -s.reward_weight * self.reward(self.drawn(y, turn), y)
+        if self.fake and "fake" in turn:
+            made = self.drawn(y, turn)
+            t, eps = turn.draw(self.score_law), turn.randn(x)
+            losses["student"]["gap"] = s.score_weight * score_gap(self.fake, self.teacher, made, t, eps, y)
+            t, eps = turn.draw(self.score_law), turn.randn(x)
+            losses["fake"] = {"dsm": denoising_loss(self.fake, made.detach(), t, eps, y)}
+        return losses
+
+    def drawn(self, y: Tensor | None, turn) -> Tensor:
+        """Samples as the student makes them in this stage, with the gradient of the last step."""
+        plan, z = self.plans[turn.stage], turn.randn((turn.batch, *self.flow.shape))
+        t, end = (torch.full((len(z),), u, device=z.device) for u in plan[-2:])
+        start = self.student.path.over(torch.full_like(t, plan[0]), z).sigma * z
+        with torch.no_grad():
+            x = rollout([self.student], start, plan[:-1], y, self.jump, lambda _: z)
+        return step(self.student, x, t, end, y, self.jump)
+
+    def generator(self):
+        own = self.settings.student_steps or self.settings.segments[-1]
+        plans = sorted(self.plans.values(), key=lambda plan: len(plan) != own + 1)      # it first, then the others
+        answers_x0 = self.settings.segments[-1] == 1 and not self.settings.told
+        return generator_of(averaged(self.mean), self.flow, plans, "renoise" if answers_x0 else self.jump)
+
+
+def require_segments(s: Settings) -> None:
+    k, told = s.segments, ", ".join(map(str, s.segments))
+    if not k or list(k) != sorted(set(k), reverse=True):
+        raise Refusal(f"segments {told or 'of no stage'}: give falling numbers, as 8 4 2 1")
+    if bad := [n for n in k if s.grid % n]:
+        raise Refusal(f"grid {s.grid}: {bad[0]} segments do not divide it; give a multiple of all of {told}")
+    if s.student_steps and s.student_steps not in k:
+        raise Refusal(f"student-steps {s.student_steps}: with segments {told} the student takes one of these")
+    if s.score_weight and k[-1] != 1:
+        raise Refusal(f"score-weight {s.score_weight:g}: it is of the stage of one segment, and the last has {k[-1]}")
+
+
+Reward = Callable[[Tensor, Tensor | None], Tensor]
+
+
+def opened(spec: str, shape: tuple[int, ...], classes: int | None) -> Reward:
+    """The function, which has given a gradient once."""
+    file, colon, name = spec.rpartition(":")
+    if not colon or not Path(file).is_file():
+        raise Refusal(f"reward {spec}: no such file; give FILE.py:FUNCTION")
+    try:
+        reward = getattr(module_of(Path(file)), name, None)
+    except Exception as error:      # whatever a user's file may do
+        raise Refusal(f"reward {spec}: the file cannot be imported: {type(error).__name__}: {error}") from error
+    if not callable(reward):
+        raise Refusal(f"reward {spec}: the file has no function {name!r}")
+    x = torch.randn(2, *shape).requires_grad_()
+    try:
+        told: Any = reward(x, None if classes is None else torch.arange(2) % classes)
+    except Exception as error:
+        raise Refusal(f"reward {spec}: it fails on two samples of noise: {type(error).__name__}: {error}") from error
+    if not isinstance(told, Tensor) or told.shape != (2,):
+        raise Refusal(f"reward {spec}: of samples [2, ...] it gives {getattr(told, 'shape', type(told).__name__)}; "
+                      "give one number for each, [2]")
+    gradient = torch.autograd.grad(told.sum(), x, allow_unused=True)[0] if told.requires_grad else None
+    if gradient is None or not bool(gradient.isfinite().all()):
+        raise Refusal(f"reward {spec}: no finite gradient comes back from it to the samples; it must be differentiable")
+    return cast(Reward, reward)
