@@ -21,8 +21,12 @@ from stillroom.recipes import listing as recipes
 from stillroom.settings import Refusal
 
 PAGE = Path(__file__).parents[1] / "docs" / "claims.md"
-OF_NO_RECIPE = {"dmvae-toy", "drifting-identities", "drifting-scatter"}
+OF_NO_RECIPE = {"dmvae-toy", "drift-rae", "drift-stability", "drifting-identities", "drifting-scatter"}
 """Claims about something that is not a recipe."""
+
+WAITING = {"boot", "decoupled-dmd", "disback", "drift-rae", "drift-stability", "drifting-scatter", "gdd",
+           "guidance-lora", "hyper-sd", "msd", "phased-dmd", "sid", "swiftbrush", "twinflow"}
+"""Claims that are written and tried on one seed, and whose stored run is still to come: they have no verdict."""
 
 HALF = Check("half", "error at most half the control's", lambda mine, arms: arms["plain"]["error"] / 2 - mine["error"])
 STEADY = Check("steady", "drift below 1", lambda mine, arms: 1 - mine["drift"])
@@ -112,11 +116,14 @@ def test_names():
         find("vsdd")
 
 
-@pytest.mark.parametrize("name", [e.name for e in listing()])
+def test_what_has_no_verdict_is_known():
+    assert {e.name for e in listing() if stored(e.name) is None} == WAITING
+
+
+@pytest.mark.parametrize("name", [e.name for e in listing() if e.name not in WAITING])
 def test_stored_verdicts_are_what_the_stored_values_give(name):
     claim, result = find(name), stored(name)
-    assert result is not None, f"no result is stored: stillroom claims run {name}"
-    assert not result["quick"]
+    assert result is not None and not result["quick"]
     assert result["arms"] == dict(claim.arms)
     assert result["statement"] == claim.statement
     assert set(result["seeds"]) >= set(claim.seeds) and len(claim.seeds) >= 3

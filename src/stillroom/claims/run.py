@@ -45,13 +45,13 @@ def shared_place() -> Path:
     return Path(folder)
 
 
-def idle(recipe: type, role: str) -> type:
-    """The recipe with a role that has no reason to move, which is what a null arm is."""
+def idle(recipe: type, *roles: str) -> type:
+    """The recipe with roles that have no reason to move, which is what a null arm is."""
 
     class Idle(recipe):
         def losses(self, batch, turn):
             losses = super().losses(batch, turn)
-            return {r: {name: 0 * x if r == role else x for name, x in terms.items()} for r, terms in losses.items()}
+            return {r: {name: 0 * x if r in roles else x for name, x in terms.items()} for r, terms in losses.items()}
 
     return Idle
 

@@ -1,0 +1,221 @@
+"""One step from a CIFAR-10 latent teacher: drifting beside endpoint regression, consistency and DMD, in the latents of
+a representation autoencoder and of a KL codec that are trained here.
+
+    STILLROOM_DATA=DATA python bench/onestep.py rae|kl --place FOLDER
+
+DATA holds cifar10-jpeg/{train,test}.parquet. What FOLDER holds already (codec, latents, teacher, features) is used
+again; students are made anew. Every student is looked at on its way: seconds so far, looks not counted, and the Fréchet
+distance and coverage of 2000 decoded samples against training pictures, in pooled features of a net that knew no
+latents. Writes onestep/SPACE.json and ONESTEP.md. One seed, chosen before.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from compare import HERE, finite, machine
+from stillroom.codecs import Codec
+from stillroom.data import Source, open_source
+from stillroom.flows import Flow, OneStep
+from stillroom.measure import panel, trajectories
+from stillroom.paths import uniform_grid
+from stillroom.recipes.consistency import Consistency
+from stillroom.recipes.dmd import DMD
+from stillroom.recipes.drifting import Drifting
+from stillroom.recipes.endpoint import Endpoint
+from stillroom.settings import Images, Optimizer
+from stillroom.train import Silent, load, start
+
+STEPS, BATCH, SEED, N = 1000, 128, 1, 2000
+LOOKS = (100, 250, 500, 1000)
+RATE = Optimizer(lr=3e-4, clip=1.0, warmup=100)
+RESULTS, PAGE = HERE / "onestep", HERE / "ONESTEP.md"
+CODECS = {
+    "rae": ["--preset", "rae", "--patch", "4", "--own.width", "96", "--own.depth", "4", "--encoder-steps", "1200",
+            "--steps", "1200", "--perceptual", "0.1", "--batch", "32"],
+    "kl": ["--preset", "kl", "--factor", "4", "--channels", "4", "--params", "400000", "--decoder-params", "600000",
+           "--crop", "centre", "--steps", "3000", "--batch", "32"],
+}
+TEACHER = ["--net", "dit", "--patch", "1", "--width", "96", "--depth", "4", "--batch", "64", "--steps", "3000"]
+COLUMNS = {"frechet": ".2f", "precision": ".3f", "recall": ".3f", "density": ".3f", "coverage": ".3f"}
+
+
+def command(out: Path, *words: str) -> Path:
+    """A command of stillroom that leaves `out`, unless it is there."""
+    if not (out / "product").exists() and not (out / "latents.json").exists():
+        subprocess.run([sys.executable, "-m", "stillroom", *words, "--out", str(out)], check=True)
+    return out
+
+
+class Judge:
+    """Distances of decoded latents to pictures."""
+
+    def __init__(self, codec: Codec, features: Any, data: Path):
+        self.codec, self.features = codec, features
+        self.train, self.test = (self.of(pictures(data / f"cifar10-jpeg/{split}.parquet", count))
+                                 for split, count in (("train", 10_000), ("test", N)))
+
+    @torch.inference_mode()
+    def of(self, x: Tensor) -> Tensor:
+        return torch.cat([self.features.pooled(part) for part in x.split(250)])
+
+    @torch.inference_mode()
+    def decoded(self, z: Tensor) -> Tensor:
+        return torch.cat([self.codec.decode(part).clamp(-1, 1) for part in z.split(250)])
+
+    def seen(self, z: Tensor) -> dict[str, float]:
+        return kept(panel(self.of(self.decoded(z)), self.train))
+
+    def floors(self, encoded: Tensor) -> dict[str, dict[str, float]]:
+        return {"real pictures of the test split": kept(panel(self.test, self.train)),
+                "the same through the codec": self.seen(encoded)}
+
+
+def kept(figures: dict[str, float]) -> dict[str, float]:
+    return {name: figures[name] for name in COLUMNS}
+
+
+def opened(place: Path) -> Source:
+    return cast(Source, open_source(Images(data=str(place), size=32)))
+
+
+def pictures(file: Path, count: int) -> Tensor:
+    source = opened(file)
+    rows = torch.randperm(len(source), generator=torch.Generator().manual_seed(0))[:count]
+    return source.fetch(rows.sort().values.tolist(), 0).x
+
+
+def students(teacher: str, latents: str, features: str) -> dict[str, tuple[type, dict[str, Any]]]:
+    shared = {"teacher": teacher, "steps": STEPS, "batch": BATCH, "seed": SEED, "student": RATE, "average": 0.99,
+              "precision": "float32", "device": "cpu"}
+    data = {"data": latents, "size": 32}
+    drifting = {**shared, **data, "groups": 4, "support": 64}
+    return {
+        "drifting": (Drifting, drifting),
+        "drifting, teacher's samples": (Drifting, {**drifting, "positives": "teacher", "teacher_samples": 2000}),
+        "drifting, feature net": (Drifting, {**drifting, "taps": ("identity", "features"), "features": features}),
+        "endpoint": (Endpoint, {**shared, "pairs": 2000}),
+        "consistency": (Consistency, {**shared, **data}),
+        "DMD": (DMD, {**shared, "every": 2, "score": RATE}),
+    }
+
+
+def distilled(recipe: type, settings: dict[str, Any], out: Path, judge: Judge) -> list[dict[str, float]]:
+    """The looks at a run on its way."""
+    rows, looking, begun = [], 0.0, time.perf_counter()
+
+    class Looked(recipe):
+        def after(self, batch, turn):
+            nonlocal looking
+            super().after(batch, turn)
+            if turn.step + 1 in LOOKS:
+                now = time.perf_counter()
+                z = cast(OneStep, self.mean.module).sample(N, SEED)
+                rows.append({"step": turn.step + 1, "seconds": now - begun - looking} | judge.seen(z))
+                looking += time.perf_counter() - now
+
+    start(Looked, recipe.Settings(out=out, **settings), recipe.__name__.lower(), watch=Silent())
+    return rows
+
+
+def median_seconds(run: Callable[[], object], rounds: int = 5) -> float:
+    taken = []
+    for _ in range(rounds):
+        begun = time.perf_counter()
+        run()
+        taken.append(time.perf_counter() - begun)
+    return statistics.median(taken)
+
+
+def measured(space: str, place: Path, data: Path) -> dict[str, Any]:
+    train = ["--data", str(data / "cifar10-jpeg/train.parquet"), "--size", "32"]
+    codec = command(place / "codec", "train", "codec", *train, "--flip", *CODECS[space])
+    latents = command(place / "latents", "cache", *train, "--codec", str(codec))
+    encoded = command(place / "test", "cache", "--data", str(data / "cifar10-jpeg/test.parquet"), "--size", "32",
+                      "--codec", str(codec))
+    taught = command(place / "teacher", "train", "flow", "--data", str(latents), "--size", "32", *TEACHER)
+    features = command(place / "features", "train", "features", "--data", str(latents), "--size", "32", "--width", "16",
+                       "--patch", "1", "--steps", "600")
+    pixels = command(place.parent / "judge", "train", "features", *train, "--flip", "--width", "16",
+                     "--steps", "1000")
+    judge = Judge(cast(Codec, load(codec)), load(pixels).eval(), data)
+    flow, held = load(taught), opened(encoded)
+    assert isinstance(flow, Flow)
+    result: dict[str, Any] = {"command": f"python bench/onestep.py {space} --place FOLDER", "machine": machine(),
+                              "latents": list(flow.shape), "floors": judge.floors(held.fetch(range(N), 0).x)}
+    result["teacher"] = {k: judge.seen(flow.sample(N, SEED, steps=k)) for k in (50, 18, 8, 2, 1)}
+    noise = torch.randn(256, *flow.shape, generator=torch.Generator().manual_seed(SEED))
+    result["straightness"] = trajectories(lambda x, t: flow.denoiser.v(x, t, flow.labels(0, 256)), noise,
+                                          uniform_grid(50)).straightness
+    print(json.dumps(finite(result)), flush=True)
+    result["students"] = {}
+    for name, (recipe, settings) in students(str(taught), str(latents), str(features)).items():
+        out = place / "students" / name.replace(" ", "-").replace(",", "").replace("'", "")
+        result["students"][name] = distilled(recipe, settings, out, judge)
+        print(name, result["students"][name], flush=True)
+        RESULTS.mkdir(exist_ok=True)
+        (RESULTS / f"{space}.json").write_text(json.dumps(finite(result), indent=1) + "\n")
+    one = load(place / "students/drifting")
+    result["seconds for 64 pictures"] = {
+        "1 step": median_seconds(lambda: judge.decoded(one.sample(64, SEED))),
+        "50 steps": median_seconds(lambda: judge.decoded(flow.sample(64, SEED, steps=50)), 3),
+        "decoding alone": median_seconds(lambda: judge.decoded(held.fetch(range(64), 0).x)),
+    }
+    return finite(result)
+
+
+def reached(rows: list[dict[str, float]], bound: float) -> str:
+    """The first look at which the distance is at most that of another."""
+    found = next((r for r in rows if r["frechet"] <= bound), None)
+    return "not reached" if found is None else f"{found['seconds']:.0f} s"
+
+
+def page() -> str:
+    lines = ["# One step from a CIFAR-10 latent teacher", "",
+             "Generated by `python bench/onestep.py`, which says how. One seed: small differences say nothing. "
+             "`frechet` and the others are in features learned here, and compare with nothing elsewhere.", ""]
+    for file in sorted(RESULTS.glob("*.json")):
+        r = json.loads(file.read_text())
+        m, looked = r["machine"], r["students"]
+        eight, endpoint = r["teacher"]["8"]["frechet"], looked["endpoint"][-1]["frechet"]
+        lines += [f"## {file.stem}: latents {' x '.join(map(str, r['latents']))}", "",
+                  f"`{r['command']}`; {m['processor']}, {m['threads']} threads, torch {m['torch']}; straightness of "
+                  f"the teacher {r['straightness']:.3f}.", "",
+                  "| | steps | seconds | " + " | ".join(COLUMNS) + " | endpoint's distance after | teacher-8's after |",
+                  "|---" * (len(COLUMNS) + 5) + "|"]
+        rows = [(name, "", "", figures, "", "") for name, figures in r["floors"].items()]
+        rows += [(f"teacher, {k} steps", "", "", figures, "", "") for k, figures in r["teacher"].items()]
+        rows += [(name, f"{seen[-1]['step']}", f"{seen[-1]['seconds']:.0f}", seen[-1], reached(seen, endpoint),
+                  reached(seen, eight)) for name, seen in looked.items()]
+        lines += ["| " + " | ".join([name, steps, seconds, *(format(figures[c], f) for c, f in COLUMNS.items()), a, b])
+                  + " |" for name, steps, seconds, figures, a, b in rows]
+        lines += ["", "Seconds include what a method prepares (pairs, samples, banks). The same students on their way, "
+                  "Fréchet distance after so many steps:", "", "| | " + " | ".join(map(str, LOOKS)) + " |",
+                  "|---" * (len(LOOKS) + 1) + "|"]
+        lines += ["| " + " | ".join([name, *(f"{row['frechet']:.2f} ({row['seconds']:.0f} s)" for row in seen)]) + " |"
+                  for name, seen in looked.items()]
+        drawn = r["seconds for 64 pictures"]
+        lines += ["", "64 pictures, decoded: " + ", ".join(f"{what} {s:.2f} s" for what, s in drawn.items()) + ".", ""]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("space", choices=CODECS)
+    parser.add_argument("--place", type=Path, required=True)
+    asked = parser.parse_args()
+    if "STILLROOM_DATA" not in os.environ:
+        sys.exit("set STILLROOM_DATA to the folder that holds cifar10-jpeg")
+    found = measured(asked.space, asked.place, Path(os.environ["STILLROOM_DATA"]))
+    (RESULTS / f"{asked.space}.json").write_text(json.dumps(found, indent=1) + "\n")
+    PAGE.write_text(page())

@@ -1,0 +1,51 @@
+"""Where a flow's trajectories end, how far from there others come that begin at the same noise, and what they cost."""
+
+import tempfile
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stillroom import train
+from stillroom.claims.run import run_in
+from stillroom.flows import Flow, ddim, noise_of
+from stillroom.paths import uniform_grid
+from stillroom.settings import seed_of
+from stillroom.train import Product
+from stillroom.train.files import read_json
+
+N, EXACT = 1000, 400
+
+
+def learned(recipe: type, given: Mapping[str, Any] | None = None, **settings: Any) -> tuple[Product, dict[str, Any]]:
+    """What a run leaves, and what it tells of itself; its folder goes."""
+    with tempfile.TemporaryDirectory(prefix="stillroom-claim-") as folder:
+        out = run_in(Path(folder) / "run", recipe, given, **settings)
+        return train.load_product(out), read_json(out / "run.json")
+
+
+def evaluations(info: Mapping[str, Any], steps: int, batch: int) -> float:
+    """Of all networks in training, for a sample of a step."""
+    return sum(info["evaluations"].values()) / (steps * batch)
+
+
+def drawn_from(seed: int) -> int:
+    """The seed of the noise by which all arms are compared; no run was trained with it."""
+    return seed_of(seed, "compared")
+
+
+@cache
+def ends(place: str, seed: int, steps: int = EXACT) -> Tensor:
+    """[N, *shape]: of the flow of this run, in so many DDIM steps."""
+    flow = train.load(place)
+    assert isinstance(flow, Flow)
+    start = noise_of(flow.shape, 0, N, drawn_from(seed))
+    return ddim(flow.denoiser, start, uniform_grid(steps), flow.labels(0, N))
+
+
+def apart(x: Tensor, y: Tensor) -> float:
+    """The mean distance of samples from those of the same noise."""
+    return float(torch.linalg.vector_norm((x - y).flatten(1), dim=1).mean())
