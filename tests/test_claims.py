@@ -249,11 +249,12 @@ def test_another_process_gives_the_same():
     assert apart == alone  # to the bit
 
 
-def test_the_null_arm_of_vsd_does_not_move():
-    from stillroom.claims.vsd import Null, trained
+def test_an_idle_role_does_not_move():
+    from stillroom.recipes.vsd import VSD
 
+    null = running.idle(VSD, "particles")
     common = {"teacher": "ring:5", "batch": 32, "seed": 4, "width": 16}
-    assert torch.equal(trained(Null, steps=2, **common), trained(Null, steps=120, **common))
+    assert torch.equal(running.trained(null, steps=2, **common), running.trained(null, steps=120, **common))
 
 
 def test_the_margin_against_sds_keeps_its_sign_where_noise_turns_that_of_mmd():

@@ -320,7 +320,7 @@ def test_blocks_of_our_own_transformers_are_computed_again():
 
 
 def test_checkpointing_and_toggled_adapters_exclude_each_other(home, tmp_path):
-    with pytest.raises(Refusal, match="checkpointing: with fake_lora"):
+    with pytest.raises(Refusal, match="leave out --checkpointing"):
         recipe(home, "sd3", tmp_path, checkpointing=True, fake_lora=2)
 
 
