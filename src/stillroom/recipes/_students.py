@@ -29,7 +29,7 @@ from stillroom.nets import Lora, with_input
 from stillroom.nets.recompute import recompute
 from stillroom.paths import Shifted, Uniform, plan, sign_of, target
 from stillroom.settings import Count, Decay, Images, Natural, Optimizer, Refusal, Run, Where, seed_of
-from stillroom.train import Average, Product, Recipe, Ref, Role, Stage, product_hash
+from stillroom.train import Average, Product, Recipe, Ref, Role, Stage, nothing, product_hash
 from stillroom.train.teacher import codec_beside, encoding_of, is_ours, open_teacher, open_teacher_of
 
 
@@ -105,6 +105,8 @@ class Distillation(Recipe):
     A subclass says what learns, and its losses.
     """
 
+    ends: Ends | None = None        # of the teacher, for recipes that want them
+
     def __init__(self, settings: Student, data=None):
         self.settings, self.data = settings, data
         self.flow, began = self.opened()
@@ -167,7 +169,10 @@ class Distillation(Recipe):
         return Role(module, optimizer, trains="lora_" if self.settings.lora else "", **more)
 
     def stages(self) -> Sequence[Stage]:
-        return [Stage("distil", self.settings.steps)]
+        return [Stage("distil", self.settings.steps, enter=self.ends.follow if self.ends else nothing)]
+
+    def memory(self):
+        return self.ends.memory() if self.ends else {}
 
     # ---- what it is asked ----
 
@@ -183,6 +188,10 @@ class Distillation(Recipe):
         if count == self.settings.batch:
             return y[turn.rows(count)].to(self.device)
         return y[(turn.rand((turn.batch,)) * count).long().clamp(max=count - 1).cpu()].to(self.device)
+
+    def given(self, batch, turn) -> tuple[Tensor, Tensor | None]:
+        """Data and their labels, or samples of the teacher in their place."""
+        return self.ends.drawn(turn)[1:] if self.ends else batch["data"]
 
     def dropped(self, y: Tensor | None, share: float, turn) -> Tensor | None:
         """Labels, that share of them the null label: a score that shall be guided needs an answer without one."""

@@ -24,7 +24,7 @@ from stillroom.match import pseudo_huber
 from stillroom.paths import expand, shift
 from stillroom.recipes._students import Distillation, Ends, WithData, averaged, generator_of, plans_of
 from stillroom.settings import Count
-from stillroom.train import Average, Stage, nothing
+from stillroom.train import Average
 
 SERVED = (1, 2, 4, 8)
 
@@ -52,19 +52,9 @@ class Consistency(Distillation):
     def roles(self):
         return {"student": self.role(self.student, self.settings.student, average=self.mean)}
 
-    def stages(self):
-        return [Stage("distil", self.settings.steps, enter=self.ends.follow if self.ends else nothing)]
-
-    def memory(self):
-        return self.ends.memory() if self.ends else {}
-
     def losses(self, batch, turn):
         here, there, _ = self.jumped(*self.given(batch, turn), turn)
         return {"student": {"jump": pseudo_huber(here, there)}}
-
-    def given(self, batch, turn) -> tuple[Tensor, Tensor | None]:
-        """Data, or what stands in their place; and labels."""
-        return self.ends.drawn(turn)[1:] if self.ends else batch["data"]
 
     def jumped(self, x: Tensor, y: Tensor | None, turn) -> tuple[Tensor, Tensor, Tensor]:
         """Where the student jumps from a time of the grid, where it should, and to which time [B]."""

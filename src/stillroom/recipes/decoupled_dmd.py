@@ -84,7 +84,7 @@ class DecoupledDMD(dmd.DMD):
 
     def generated(self, batch, turn):
         if self.settings.shield == "statistics":
-            mean, variance = mean_and_variance(self.real(batch, turn)[0])
+            mean, variance = mean_and_variance(self.given(batch, turn)[0])
             self.usual = mean.mean(), variance.mean()
         return super().generated(batch, turn)
 

@@ -26,7 +26,7 @@ from stillroom.flows import Bare, Denoiser, Denoises, denoising_loss, rollout
 from stillroom.recipes._adversary import Adversarial, Adversary
 from stillroom.recipes._students import Distillation, Ends, WithData, averaged, generator_of, plans_of, score_gap
 from stillroom.settings import Count, Natural, Optimizer, Share
-from stillroom.train import Average, Role, Stage, nothing
+from stillroom.train import Average, Role
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,18 +86,12 @@ class DMD(Distillation):
                  "fake": Role(self.fake, s.score, trains="lora_" if s.fake_lora else "")}
         return roles | ({"head": Role(self.adversary.heads, s.adversarial.head)} if self.adversary else {})
 
-    def stages(self):
-        return [Stage("distil", self.settings.steps, enter=self.ends.follow if self.ends else nothing)]
-
-    def memory(self):
-        return self.ends.memory() if self.ends else {}
-
     def losses(self, batch, turn):
         with torch.set_grad_enabled("student" in turn):
             x, y = self.generated(batch, turn)
         losses = {"fake": {"dsm": self.tracked(x.detach(), y, turn)}} if "fake" in turn else {}
         if self.adversary:
-            real, y_real = self.real(batch, turn)
+            real, y_real = self.given(batch, turn)
             losses["head"] = self.adversary.critic(real, x, turn, y_real, y)
         if "student" in turn:
             losses["student"] = self.moved(x, y, turn)
@@ -114,19 +108,13 @@ class DMD(Distillation):
         k = self.chosen(turn)
         t = torch.full((turn.batch,), self.plan[k], device=self.device)
         if k and self.settings.asked == "noised":
-            x, y = self.real(batch, turn)
+            x, y = self.given(batch, turn)
             return self.student.x0(self.student.path.noise(x, t, turn.randn(x)), t, y), y
         y, z = self.labels(turn), turn.randn((turn.batch, *self.flow.shape))
         start = self.student.path.over(torch.full_like(t, self.plan[0]), z).sigma * z
         with torch.no_grad():
             x_t = rollout([self.student], start, self.plan[: k + 1], y, self.settings.move, lambda _: turn.randn(z))
         return self.student.x0(x_t, t, y), y
-
-    def real(self, batch, turn) -> tuple[Tensor, Tensor | None]:
-        if self.ends is None:
-            return batch["data"]
-        _, x, y = self.ends.drawn(turn)
-        return x, y
 
     # ---- what moves it, and what follows it ----
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from stillroom.match import squared_error
 from stillroom.recipes._students import Distillation, Ends, Student, at_noise, averaged, generator_of
 from stillroom.settings import Count
-from stillroom.train import Average, Stage
+from stillroom.train import Average
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,19 +36,13 @@ class Endpoint(Distillation):
         self.settings = settings
         self.student = self.begun()
         self.mean = Average(self.student, settings.average)
-        self.ends = Ends(self.flow, settings.pairs, settings.seed, settings.guidance, settings.teacher_steps)
+        self.pairs = self.ends = Ends(self.flow, settings.pairs, settings.seed, settings.guidance, settings.teacher_steps)
 
     def roles(self):
         return {"student": self.role(self.student, self.settings.student, average=self.mean)}
 
-    def stages(self):
-        return [Stage("distil", self.settings.steps, enter=self.ends.follow)]
-
-    def memory(self):
-        return self.ends.memory()
-
     def losses(self, batch, turn):
-        z, x, y = self.ends.drawn(turn)
+        z, x, y = self.pairs.drawn(turn)
         return {"student": {"endpoint": squared_error(at_noise(self.student, z, y), x)}}
 
     def generator(self):

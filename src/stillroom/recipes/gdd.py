@@ -35,7 +35,7 @@ from stillroom.nets.heads import Critic, Layers
 from stillroom.recipes._students import Distillation, Ends, WithData, at_noise, averaged, generator_of
 from stillroom.recipes.drifting import feature_net
 from stillroom.settings import Count, NotNegative, Optimizer, Refusal, Where
-from stillroom.train import Average, Role, Stage, nothing
+from stillroom.train import Average, Role
 from stillroom.train.schedule import ends
 
 
@@ -98,14 +98,8 @@ class GDD(Distillation):
         return {"student": Role(self.student, s.student, trains, average=self.mean),
                 "critic": Role(self.critic, s.critic, trains="^heads" if s.features else "")}
 
-    def stages(self):
-        return [Stage("distil", self.settings.steps, enter=self.ends.follow if self.ends else nothing)]
-
-    def memory(self):
-        return self.ends.memory() if self.ends else {}
-
     def losses(self, batch, turn):
-        real, y_real = self.ends.drawn(turn)[1:] if self.ends else batch["data"]
+        real, y_real = self.given(batch, turn)
         y, z = self.labels(turn), turn.randn((turn.batch, *self.flow.shape))
         with torch.set_grad_enabled("student" in turn):
             x = at_noise(self.student, z, y)

@@ -29,7 +29,7 @@ from stillroom.match import squared_error
 from stillroom.paths import convert, expand
 from stillroom.recipes._students import Distillation, Ends, WithData, adapted, averaged, widened
 from stillroom.settings import Natural, NotNegative, Refusal
-from stillroom.train import Average, Stage, nothing
+from stillroom.train import Average
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,14 +76,8 @@ class GuidanceLora(Distillation):
     def roles(self):
         return {"student": self.role(self.student, self.settings.student, average=self.mean)}
 
-    def stages(self):
-        return [Stage("distil", self.settings.steps, enter=self.ends.follow if self.ends else nothing)]
-
-    def memory(self):
-        return self.ends.memory() if self.ends else {}
-
     def losses(self, batch, turn):
-        x, y = self.ends.drawn(turn)[1:] if self.ends else batch["data"]
+        x, y = self.given(batch, turn)
         t, eps = turn.draw(self.law()), turn.randn(x)
         w = self.strengths(t, turn)
         x_t = self.guided.path.noise(x, t, eps)

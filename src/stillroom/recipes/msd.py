@@ -66,7 +66,7 @@ class MSD(Distillation):
         recipe, own = inner_of(settings.inner), self.inner_settings()
         self.students = [self.made(recipe, own, k) for k in range(settings.students)]
         self.each = [dict(student.roles()) for student in self.students]
-        self.ends = [self.drawn(k) for k in range(settings.students)] if self.smaller else []
+        self.samples = [self.drawn(k) for k in range(settings.students)] if self.smaller else []
         if self.smaller:
             require_own(self.each[0]["student"].module, self.small(), settings.inner)
 
@@ -149,13 +149,13 @@ class MSD(Distillation):
                      of_all(lambda stage: stage.fresh))
 
     def follow(self) -> None:
-        for ends in self.ends:
+        for ends in self.samples:
             ends.follow()
 
     def memory(self):
         inner = {named(name, k): part for k, student in enumerate(self.students)
                  for name, part in student.memory().items()}
-        return inner | {f"match {name} {k}": part for k, ends in enumerate(self.ends)
+        return inner | {f"match {name} {k}": part for k, ends in enumerate(self.samples)
                         for name, part in ends.memory().items()}
 
     def losses(self, batch, turn):
@@ -166,7 +166,7 @@ class MSD(Distillation):
 
     def matched(self, k: int, turn) -> Tensor:
         student = cast(Denoiser, self.each[k]["student"].module)
-        (_, x, y), t = self.ends[k].drawn(turn), turn.draw(self.law())
+        (_, x, y), t = self.samples[k].drawn(turn), turn.draw(self.law())
         x_t = student.path.noise(x, t, turn.randn(x))
         with torch.no_grad():
             said = self.teacher.predict(student.prediction, x_t, t, y)

@@ -39,7 +39,7 @@ from stillroom.match import pseudo_huber, pseudo_target
 from stillroom.paths import Linear, expand
 from stillroom.recipes._students import Distillation, Ends, WithData, averaged, plans_of, widened
 from stillroom.settings import Decay, Natural, NotNegative, Refusal, Share
-from stillroom.train import Average, Stage, nothing
+from stillroom.train import Average
 
 SERVED = (1, 2, 4)
 """Steps of the product."""
@@ -86,12 +86,6 @@ class TwinFlow(Distillation):
     def roles(self):
         return {"student": self.role(self.student, self.settings.student, average=self.mean)}
 
-    def stages(self):
-        return [Stage("distil", self.settings.steps, enter=self.ends.follow if self.ends else nothing)]
-
-    def memory(self):
-        return self.ends.memory() if self.ends else {}
-
     def after(self, batch, turn):
         """The teacher goes: of it there are left the weights that the student began with, and samples."""
         for name in ("flow", "teacher", "origin"):
@@ -100,7 +94,7 @@ class TwinFlow(Distillation):
             self.ends.flow = None
 
     def losses(self, batch, turn):
-        x, y = self.ends.drawn(turn)[1:] if self.ends else batch["data"]
+        x, y = self.given(batch, turn)
         s, n = self.settings, len(x) // 4 if self.settings.twin else 0      # n of its own samples, the rest of data
         share, x, (y_own, y) = n / len(x), x[n:], (None, None) if y is None else (y[:n], self.dropped(y[n:], turn))
         t, r = self.pairs(len(x), turn)
