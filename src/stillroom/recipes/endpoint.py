@@ -36,7 +36,8 @@ class Endpoint(Distillation):
         self.settings = settings
         self.student = self.begun()
         self.mean = Average(self.student, settings.average)
-        self.pairs = self.ends = Ends(self.flow, settings.pairs, settings.seed, settings.guidance, settings.teacher_steps)
+        self.pairs = Ends(self.flow, settings.pairs, settings.seed, settings.guidance, settings.teacher_steps)
+        self.ends = self.pairs
 
     def roles(self):
         return {"student": self.role(self.student, self.settings.student, average=self.mean)}
