@@ -17,7 +17,7 @@ COMMANDS = {
     "sweep": ("sweep", "a codec over sizes and scales: stillroom sweep RUN --data HELDOUT"),
     "cache": ("cache", "pictures to a store of latents (--codec), or prompts to their embeddings (--prompts)"),
     "inspect": ("inspect", "the geometry of a space, and whether drifting will work there"),
-    "compare": ("compare", "codecs side by side, or generators: stillroom compare RUN RUN --data DATA"),
+    "compare": ("compare", "codecs, or flows and generators, side by side: stillroom compare A B --data IMAGES"),
     "evaluate": ("evaluate", "samples against data, beside real against real"),
     "export": ("export", "codecs and students for diffusers, codecs for ComfyUI or ONNX: export RUN --to diffusers"),
     "report": ("report", "write a run's report.html anew"),

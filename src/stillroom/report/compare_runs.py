@@ -327,8 +327,11 @@ def as_latex(found: Found) -> str:
 
 
 def in_terminal(found: Found) -> None:
-    """Turned, a column for each method: as many fit as names are short."""
-    tables = [Rows(s.title, ["", *(name for name, _ in s.lines)],
-                   [[column, *(cells[i].shown() for _, cells in s.lines)] for i, column in enumerate(s.columns)])
-              for s in sheets(found)]
-    printed(tables, sentences(found))
+    """A line for each method; turned, a column for each, where these are fewer."""
+    def table(s: Sheet) -> Rows:
+        if len(s.lines) > len(s.columns):
+            return Rows(s.title, ["", *s.columns], [[name, *(c.shown() for c in cells)] for name, cells in s.lines])
+        return Rows(s.title, ["", *(name for name, _ in s.lines)],
+                    [[column, *(cells[i].shown() for _, cells in s.lines)] for i, column in enumerate(s.columns)])
+
+    printed([table(s) for s in sheets(found)], sentences(found))
