@@ -230,3 +230,8 @@ def test_heads_stand_on_the_teacher_whatever_adapters_its_weights_carry(teacher)
     after = recipe.adversary.features(x, t, y)
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
     assert not torch.allclose(recipe.fake.v(x, t, y), recipe.teacher.v(x, t, y), atol=1e-3)
+
+
+def test_data_without_their_size_are_refused_in_a_line(teacher, tmp_path):
+    with pytest.raises(Refusal, match="size is missing: give the pixels a side of digits"):
+        start(DMD, DMD.Settings(out=tmp_path / "run", teacher=teacher, data="digits", steps=1, **PLAIN), "dmd")
