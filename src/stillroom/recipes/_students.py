@@ -115,6 +115,7 @@ class Distillation(Recipe):
             raise Refusal(f"origin {settings.origin}: it makes {list(began.shape)} of {began.classes or 'no'} classes, "
                           f"the teacher {list(self.flow.shape)} of {self.flow.classes or 'none'}")
         self.require_labels()
+        self.null = self.flow.classes or 0          # the label that stands for none
         if settings.checkpointing:
             if getattr(settings, "fake_lora", 0):
                 raise Refusal("checkpointing: with adapters as the fake score (fake_lora), what is computed again "
@@ -138,7 +139,7 @@ class Distillation(Recipe):
         if "data" in batch:
             x, y = batch["data"]
         else:
-            count, y = self.few(512, 32), self.flow.labels(0, self.few(512, 32))
+            y = self.flow.labels(0, count := self.few(512, 32))
             x = self.flow.sample(count, batch=self.few(256, self.settings.batch)).to(self.device)
             y = None if y is None else y.to(self.device)
         require(self.flow.denoiser, x, y, f"teacher {self.settings.teacher}")
@@ -195,7 +196,7 @@ class Distillation(Recipe):
 
     def dropped(self, y: Tensor | None, share: float, turn) -> Tensor | None:
         """Labels, that share of them the null label: a score that shall be guided needs an answer without one."""
-        return None if y is None else y.masked_fill(turn.rand((len(y),)) < share, self.flow.classes or 0)
+        return None if y is None else y.masked_fill(turn.rand((len(y),)) < share, self.null)
 
     def law(self, low: float = 0.0, high: float = 1.0):
         """Uniform times, shifted as the teacher's."""
@@ -215,10 +216,10 @@ class Distillation(Recipe):
         """Of the latents that the teacher makes, if it makes latents."""
         return encoding_of(self.settings.teacher) if self.data is None else encoding_card(self.data)
 
-    def shown(self, generator: Generator) -> dict[str, Tensor]:
+    def shown(self, made: Generator | Flow, guidance: float = 1.0) -> dict[str, Tensor]:
         """Both of the same noise."""
         at_once = self.few(256, self.settings.batch)
-        own = generator.sample(self.few(64, 8), batch=at_once)
+        own = made.sample(self.few(64, 8), guidance=guidance, batch=at_once)
         its = self.flow.sample(len(own), guidance=self.settings.guidance, batch=at_once)
         return self.seen(samples=own, teacher=its)
 

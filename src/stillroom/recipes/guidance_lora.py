@@ -101,9 +101,7 @@ class GuidanceLora(Distillation):
         return Flow(averaged(self.mean), self.flow.shape, self.flow.sampler, self.flow.steps, self.flow.shift)
 
     def preview(self):
-        w = self.settings.guidance
-        own = self.made().sample(64, guidance=w if self.settings.strongest > 1 else 1.0)
-        return {"samples": own, "teacher": self.flow.sample(64, guidance=w)}
+        return self.shown(self.made(), self.settings.guidance if self.settings.strongest > 1 else 1.0)
 
     def product(self):
         return self.left(self.made(), strongest=self.settings.strongest)

@@ -71,7 +71,7 @@ class TwinFlow(Distillation):
         self.mean = Average(self.student, settings.average)
         self.ends = Ends(self.flow, settings.teacher_samples, settings.seed) if data is None else None
         self.times, self.plans = self.law(), plans_of(self.flow, *SERVED)
-        self.shape, self.null = self.flow.shape, self.flow.classes or 0
+        self.shape = self.flow.shape
 
     def begun_whole(self) -> Denoiser:
         origin, place = self.origin, self.settings.origin or self.settings.teacher
@@ -96,7 +96,9 @@ class TwinFlow(Distillation):
     def losses(self, batch, turn):
         x, y = self.given(batch, turn)
         s, n = self.settings, len(x) // 4 if self.settings.twin else 0      # n of its own samples, the rest of data
-        share, x, (y_own, y) = n / len(x), x[n:], (None, None) if y is None else (y[:n], self.dropped(y[n:], turn))
+        drop = s.drop if s.guidance != 1 else 0.0
+        share, x = n / len(x), x[n:]
+        y_own, y = (None, None) if y is None else (y[:n], self.dropped(y[n:], drop, turn))
         t, r = self.pairs(len(x), turn)
         eps = turn.randn(x)
         x_t = self.student.path.noise(x, t, eps)
@@ -119,11 +121,6 @@ class TwinFlow(Distillation):
         u[third : 2 * third] *= NEAREST
         t[:third], u[:third] = 1, 1
         return t, t * (1 - u)
-
-    def dropped(self, y: Tensor, turn) -> Tensor:
-        if self.settings.guidance == 1:
-            return y
-        return y.masked_fill(turn.rand((len(y),)) < self.settings.drop, self.null)
 
     def guided(self, v: Tensor, x_t: Tensor, t: Tensor, y: Tensor | None) -> Tensor:
         """The velocity of data, and on from what the average answers without the label."""
