@@ -206,8 +206,7 @@ def compare(specs: Sequence[str], settings: "OfRuns", quiet: bool = False) -> tu
     first = entries[0].runs[0].side
     limit = min(settings.n, max(64, NUMBERS // math.prod(first.shape)))
     teacher = opened_teacher(entries, settings, asked, device, limit)
-    table = laid(entries, settings, asked, teacher, device, limit, quiet)
-    reference, fresh, table = table
+    reference, fresh, table = laid(entries, settings, asked, teacher, device, limit, quiet)
     settings.out.mkdir(parents=True, exist_ok=True)
     floor = table.measure(fresh, None)
     found = {
