@@ -120,12 +120,12 @@ def test_augmentation_looks_below_the_students_time_and_matching_everywhere(teac
     made.teacher.split = lambda x, t, y: seen["below"].append((made.asked_at, t)) or guided(x, t, y)
     made.flow.denoiser.predict = lambda kind, x, t, y: seen["all"].append((made.asked_at, t)) or plain(kind, x, t, y)
     for k in range(40):
-        made.losses({}, turn_of(made, "student", "fake", step=k))
+        list(made.losses({}, turn_of(made, "student", "fake", step=k)))
     assert {asked for asked, _ in seen["below"]} == {1.0, 0.75, 0.5, 0.25}
     for asked, t in seen["below"]:
         assert t.min() >= 0.02 and t.max() <= min(asked, 0.98) and t.max() > 0.9 * min(asked, 0.98)
     for (_, below), (_, t) in zip(seen["below"], seen["all"], strict=True):
-        assert t.max() > 0.9 and t.min() < 0.1 and not torch.equal(t, below)
+        assert t.max() > 0.8 and t.min() < 0.2 and not torch.equal(t, below)
 
 
 # ---- the other shields ----
@@ -155,7 +155,7 @@ def test_each_shield_holds_what_it_needs(teacher, shield, learn, terms):
     made = DecoupledDMD(settings_of(DecoupledDMD, teacher, shield=shield, teacher_samples=100))
     if made.ends:
         made.ends.follow()
-    losses = made.losses({}, turn_of(made, *learn))
+    losses = {role: terms for part in made.losses({}, turn_of(made, *learn)) for role, terms in part.items()}
     assert set(made.roles()) == set(losses) == learn and set(losses["student"]) == terms
     assert (made.fake is made.origin) == (shield != "dm")
     assert (made.ends is not None) == (shield in ("statistics", "adversarial"))

@@ -2,6 +2,7 @@
 
 import json
 import re
+import weakref
 
 import pytest
 import torch
@@ -55,6 +56,30 @@ def test_two_micro_batches_equal_one_double_batch(tmp_path):
     for name, micros in {"one": 1, "two": 2}.items():
         start(Plain, settings(tmp_path / name, accumulate=micros), "plain", {"data": points()}, Silent())
     assert same(weights(tmp_path / "one"), weights(tmp_path / "two"), 1e-6)
+
+
+class InParts(ThreeRoles):
+    """One role at a time; remembers which graphs were left when the next was asked for."""
+
+    def __init__(self, settings, data):
+        super().__init__(settings, data)
+        self.left: list[bool] = []
+
+    def losses(self, batch, turn):
+        whole = super().losses(batch, turn)
+        for name in list(whole):
+            seen = [weakref.ref(term) for term in whole[name].values()]
+            yield {name: whole.pop(name)}
+            self.left += [one() is not None for one in seen]
+
+
+def test_losses_in_parts_train_the_same_and_leave_no_graph_behind(tmp_path, monkeypatch):
+    made = []
+    monkeypatch.setattr(InParts, "after", lambda self, *args: (made.append(self), ThreeRoles.after(self, *args))[1])
+    start(InParts, settings(tmp_path / "parts"), "parts", {"data": points()}, Silent())
+    train(tmp_path / "whole")
+    assert same(weights(tmp_path / "parts"), weights(tmp_path / "whole"))
+    assert len(made[0].left) > 60 and not any(made[0].left)
 
 
 def test_resume_after_each_checkpoint_is_bit_identical_and_repeats_no_row(tmp_path):

@@ -50,8 +50,8 @@ def idle(recipe: type, *roles: str) -> type:
 
     class Idle(recipe):
         def losses(self, batch, turn):
-            losses = super().losses(batch, turn)
-            return {r: {name: 0 * x if r in roles else x for name, x in terms.items()} for r, terms in losses.items()}
+            for part in train.parts_of(super().losses(batch, turn)):
+                yield {r: {name: 0 * x if r in roles else x for name, x in terms.items()} for r, terms in part.items()}
 
     return Idle
 

@@ -89,13 +89,14 @@ class DMD(Distillation):
     def losses(self, batch, turn):
         with torch.set_grad_enabled("student" in turn):
             x, y = self.generated(batch, turn)
-        losses = {"fake": {"dsm": self.tracked(x.detach(), y, turn)}} if "fake" in turn else {}
+        if "student" in turn:
+            yield {"student": self.moved(x, y, turn)}
+        x = x.detach()
+        if "fake" in turn:
+            yield {"fake": {"dsm": self.tracked(x, y, turn)}}
         if self.adversary:
             real, y_real = self.given(batch, turn)
-            losses["head"] = self.adversary.critic(real, x, turn, y_real, y)
-        if "student" in turn:
-            losses["student"] = self.moved(x, y, turn)
-        return losses
+            yield {"head": self.adversary.critic(real, x, turn, y_real, y)}
 
     # ---- the student's samples ----
 

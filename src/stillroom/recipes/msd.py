@@ -32,7 +32,7 @@ from stillroom.match import squared_error
 from stillroom.recipes._sets import Among, Own, inner_of, named, options_of, require_own, resized, routes_of, shared
 from stillroom.recipes._students import Distillation, Ends, Student
 from stillroom.settings import Count, Natural, Optimizer, Refusal, from_mapping
-from stillroom.train import Role, Stage
+from stillroom.train import Role, Stage, parts_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,10 +159,12 @@ class MSD(Distillation):
                         for name, part in ends.memory().items()}
 
     def losses(self, batch, turn):
-        if turn.stage == "match":
-            return {named("match", k): {"teacher": self.matched(k, turn)} for k in range(self.settings.students)}
-        return {named(name, k): terms for k, student in enumerate(self.students)
-                for name, terms in student.losses(batch, Own(turn, k)).items()}
+        for k, student in enumerate(self.students):
+            if turn.stage == "match":
+                yield {named("match", k): {"teacher": self.matched(k, turn)}}
+                continue
+            for part in parts_of(student.losses(batch, Own(turn, k))):
+                yield {named(name, k): terms for name, terms in part.items()}
 
     def matched(self, k: int, turn) -> Tensor:
         student = cast(Denoiser, self.each[k]["student"].module)

@@ -107,8 +107,9 @@ class PhasedDMD(Distillation):
         phase = next(p for p in self.phases if p.name == turn.stage)
         with torch.set_grad_enabled(phase.role in turn):
             x_s, y = self.generated(phase, turn)
-        losses = {"fake": {"dsm": self.tracked(phase, x_s.detach(), y, turn)}}
-        return losses | ({phase.role: {"gap": self.moved(phase, x_s, y, turn)}} if phase.role in turn else {})
+        if phase.role in turn:
+            yield {phase.role: {"gap": self.moved(phase, x_s, y, turn)}}
+        yield {"fake": {"dsm": self.tracked(phase, x_s.detach(), y, turn)}}
 
     def generated(self, phase: Phase, turn) -> tuple[Tensor, Tensor | None]:
         """x_s, the end of the phase, from noise: the steps before are those of the product's experts."""

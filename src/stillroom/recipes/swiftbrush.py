@@ -64,7 +64,8 @@ class SwiftBrush(Distillation):
     def losses(self, batch, turn):
         y, z = self.labels(turn), turn.randn((turn.batch, *self.flow.shape))
         x = at_noise(self.student, z, y)
-        return {"fake": {"dsm": self.tracked(x.detach(), y, turn)}, "student": {"gap": self.gap(x, y, turn)}}
+        yield {"student": {"gap": self.gap(x, y, turn)}}
+        yield {"fake": {"dsm": self.tracked(x.detach(), y, turn)}}
 
     def tracked(self, x: Tensor, y: Tensor | None, turn) -> Tensor:
         """In the fake score's own prediction; the paper's weight of eps."""

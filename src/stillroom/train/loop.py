@@ -1,13 +1,14 @@
 """The loop. It knows no method: it asks a recipe for losses and carries them out, exactly and resumably.
 
-One step k, over micro-batches m:  losses(batch_km, turn_km) -> each due role's backward over its own parameters ->
+One step k, over micro-batches m:  losses(batch_km, turn_km) -> each due role's backward over its own parameters, part
+by part of the losses ->
 gradients averaged role by role over processes -> finite? -> clip, step, average -> after(batch_k).
 """
 
 import math
 import signal
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from typing import Any
@@ -24,7 +25,7 @@ from stillroom.train.learner import Learner, freeze_rest
 from stillroom.train.pictures import save_previews
 from stillroom.train.product import save_product
 from stillroom.train.reach import Reach
-from stillroom.train.recipe import Recipe, Role, Terms
+from stillroom.train.recipe import Recipe, Role, Terms, parts_of
 from stillroom.train.schedule import Schedule
 from stillroom.train.shard import shard
 from stillroom.train.turn import Noise, Turn
@@ -68,6 +69,11 @@ def tally_of(recipe: Recipe, roles: Mapping[str, Role]) -> Tally:
     return tally
 
 
+def means_of(losses: Mapping[str, Terms]) -> dict[str, Tensor]:
+    return {f"{name}/{term}": value.detach().float().mean()
+            for name, terms in losses.items() for term, value in terms.items()}
+
+
 class Trainer:
     def __init__(self, recipe: Recipe, settings: Run, sources: Mapping[str, Source], world: World,
                  folder: RunFolder | None = None, watch: Watch | None = None):
@@ -103,25 +109,36 @@ class Trainer:
     def ends_row(self, step: int) -> bool:
         return (step + 1) % self.settings.log_every == 0 or step + 1 == self.schedule.steps
 
-    def forward(self, batch: Mapping[str, Batch], turn: Turn, micro: int) -> Mapping[str, Terms]:
+    def forward(self, batch: Mapping[str, Batch], turn: Turn, micro: int) -> Iterator[dict[str, Terms]]:
+        """The losses in their parts; whoever takes one leaves nothing of it before asking for the next."""
         # Dropout and the like draw from torch's own generator: it too is a function of (seed, step, micro, rank).
         reseed(self.world.device, seed_of(self.settings.seed, "network", turn.step, micro, self.world.rank))
-        with torch.autocast(self.world.device.type, torch.bfloat16, enabled=self.autocast):
-            losses = self.recipe.losses(batch, turn)
-        due = {name for name in self.roles if name in turn}
-        if set(losses) != due:
-            raise Refusal(f"losses of step {turn.step} answer for {sorted(losses)}, but in turn are {sorted(due)}")
-        return losses
+        due, answered = {name for name in self.roles if name in turn}, set()
+        with self.cast():
+            parts = parts_of(self.recipe.losses(batch, turn))
+        while True:
+            with self.cast():
+                losses = next(parts, None)
+            answered |= set(losses or ())
+            if not answered <= due or (losses is None and answered != due):
+                raise Refusal(f"losses of step {turn.step} answer for {sorted(answered)}, "
+                              f"but in turn are {sorted(due)}")
+            if losses is None:
+                return
+            yield losses
 
-    def backward(self, losses: Mapping[str, Terms], turn: Turn) -> None:
-        for i, (name, terms) in enumerate(losses.items()):
-            learner = self.learners[name]
-            parameters = list(learner.parameters.values())
-            turn.keeps_graph = i < len(losses) - 1
+    def cast(self) -> torch.autocast:
+        return torch.autocast(self.world.device.type, torch.bfloat16, enabled=self.autocast)
+
+    def backward(self, losses: dict[str, Terms], turn: Turn) -> None:
+        """Takes them out one by one: a graph that no later role needs goes with the last word of it."""
+        for name in list(losses):
+            learner, terms = self.learners[name], losses.pop(name)
+            turn.keeps_graph = bool(losses)
             if self.settings.shard:
                 self.backward_alone(learner, terms, turn)
             else:
-                learner.role.backward(terms, parameters, turn)
+                learner.role.backward(terms, list(learner.parameters.values()), turn)
 
     def backward_alone(self, learner: Learner, terms: Terms, turn: Turn) -> None:
         """FSDP2 hangs gradients on gathered copies, which `inputs` cannot name: what leaks to other roles is undone."""
@@ -139,15 +156,15 @@ class Trainer:
         totals: dict[str, list[Tensor]] = {}    # one of each micro-batch
         for m, batch in enumerate(micros):
             turn = self.make_turn(self.step, due, noise, m)
-            losses = self.forward(batch, turn, m)
-            if m == 0 and not self.settings.shard:
-                self.reach.probe(losses, self.learners, self.step)
-            measured = {f"{name}/{term}": value for name, terms in losses.items() for term, value in terms.items()}
-            for key, value in (measured | turn.told).items():
-                totals.setdefault(key, []).append(value.detach().float().mean())
+            for losses in self.forward(batch, turn, m):
+                if m == 0 and not self.settings.shard:
+                    self.reach.probe(losses, self.learners, self.step)
+                for key, value in means_of(losses).items():
+                    totals.setdefault(key, []).append(value)
+                self.backward(losses, turn)
+            for key, value in turn.told.items():
+                totals.setdefault(key, []).append(value.float().mean())
             self.say(turn.notes)
-            self.backward(losses, turn)
-            del losses
         learners = [self.learners[n] for n in self.roles if n in due]
         for learner in learners:
             if not self.settings.shard:

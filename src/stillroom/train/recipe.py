@@ -1,7 +1,7 @@
 """The seam between methods and machinery: what a recipe says, and nothing of how it is carried out."""
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from stillroom.train.turn import Turn
 
 Terms = Mapping[str, Tensor]
+Losses = Mapping[str, Terms] | Iterator[Mapping[str, Terms]]
+"""{role: {term: scalar or [B]}}, whole or in parts."""
 
 
 class Average(nn.Module):
@@ -66,6 +68,15 @@ class Role:
     every: int = 1  # takes its turn on every k-th step, at the end of each k
     average: Average | None = None
     backward: Callable[[Terms, Sequence[Tensor] | None, "Turn"], None] = mean_backward
+
+
+def parts_of(losses: Losses) -> Iterator[dict[str, Terms]]:
+    """A dictionary for each part; nothing here holds on to what the caller takes out of it."""
+    if isinstance(losses, Mapping):
+        whole, losses = dict(losses), iter(())
+        yield whole
+    else:
+        yield from map(dict, losses)
 
 
 def nothing() -> None:
@@ -124,8 +135,9 @@ class Recipe:
     def stages(self) -> Sequence[Stage]:
         raise NotImplementedError
 
-    def losses(self, batch: Mapping[str, Any], turn: "Turn") -> Mapping[str, Terms]:
-        """{role: {term: scalar or [B]}} for the roles in turn."""
+    def losses(self, batch: Mapping[str, Any], turn: "Turn") -> Losses:
+        """For the roles in turn. What shares no graph may be yielded in parts: gradients of a part are taken, and its
+        graph is gone, before the next is computed; weights move after the last."""
         raise NotImplementedError
 
     def check(self, batch: Mapping[str, Any]) -> None:

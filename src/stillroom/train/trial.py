@@ -27,7 +27,8 @@ def _seconds(trainer: Trainer, micros: Sequence[Mapping[str, Batch]], bfloat16: 
     _wait(trainer)
     start = time.perf_counter()
     turn = trainer.make_turn(0, roles, noise, 0)
-    trainer.backward(trainer.forward(micros[0], turn, 0), turn)
+    for losses in trainer.forward(micros[0], turn, 0):
+        trainer.backward(losses, turn)
     _wait(trainer)
     spent = time.perf_counter() - start
     for learner in trainer.learners.values():
