@@ -9,7 +9,7 @@ import math
 import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import cached_property
 from typing import Any
 
@@ -127,8 +127,8 @@ class Trainer:
                 return
             yield losses
 
-    def cast(self) -> torch.autocast:
-        return torch.autocast(self.world.device.type, torch.bfloat16, enabled=self.autocast)
+    def cast(self) -> AbstractContextManager:
+        return torch.autocast(self.world.device.type, torch.bfloat16) if self.autocast else nullcontext()
 
     def backward(self, losses: dict[str, Terms], turn: Turn) -> None:
         """Takes them out one by one: a graph that no later role needs goes with the last word of it."""
