@@ -12,7 +12,8 @@ class Optimizer:
     """How one role learns. The schedule counts the role's own updates, warm-up included."""
 
     lr: NotNegative
-    name: Literal["adamw", "adam", "sgd"] = "adamw"
+    name: Literal["adamw", "adam", "sgd", "adamw8bit"] = "adamw"
+    """adamw8bit keeps its two moments in 8 bits, through bitsandbytes."""
     betas: tuple[Decay, Decay] = (0.9, 0.999)
     eps: NotNegative = 1e-8
     weight_decay: NotNegative = 0.0

@@ -53,10 +53,10 @@ def optimizer_state(learner: Learner) -> dict[str, Tensor]:
     """{"parameter/key": tensor}; before the first update there is none."""
     state = learner.optimizer.state
     return {
-        f"{name}/{key}": value
+        f"{name}/{key}": torch.as_tensor(value)     # of bitsandbytes the count is a plain number
         for name, p in learner.parameters.items()
         for key, value in state.get(p, {}).items()
-        if isinstance(value, Tensor)
+        if isinstance(value, Tensor | int)
     }
 
 
@@ -64,9 +64,17 @@ def load_optimizer_state(learner: Learner, saved: Mapping[str, Tensor]) -> None:
     for name, p in learner.parameters.items():
         mine = {k.rpartition("/")[2]: v for k, v in saved.items() if k.rpartition("/")[0] == name}
         for key, value in mine.items():
-            like = torch.zeros_like(p) if value.shape == p.shape else value.clone()
-            fill(like, value)
-            learner.optimizer.state[p][key] = like
+            learner.optimizer.state[p][key] = restored(p, value)
+
+
+def restored(p: Tensor, saved: Tensor) -> Tensor | int:
+    """A value of the optimizer's state for a parameter: counts are single numbers, and stay on the CPU."""
+    if saved.ndim == 0:
+        return int(saved) if saved.dtype == torch.int64 else saved.clone()
+    if saved.shape != p.shape:
+        return saved.to(p.device, copy=True)
+    fill(like := torch.zeros_like(p, dtype=saved.dtype), saved)
+    return like
 
 
 def collect(learners: Mapping[str, Learner], memory: Mapping[str, nn.Module | Tensor]) -> Groups:

@@ -1,5 +1,6 @@
 """A role at work: its parameters, its optimizer, its count of updates."""
 
+import importlib
 import math
 import re
 from collections.abc import Iterable
@@ -42,9 +43,19 @@ def freeze_rest(roles: Iterable[Role], kept: Iterable[nn.Parameter]) -> None:
             p.requires_grad_(id(p) in trained_somewhere)
 
 
+def bitsandbytes():
+    try:
+        return importlib.import_module("bitsandbytes")
+    except ImportError as error:
+        raise Refusal("adamw8bit needs bitsandbytes, which is not installed; pip install stillroom[memory]") from error
+
+
 def make_optimizer(settings: Optimizer, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
     if settings.name == "sgd":
         return torch.optim.SGD(parameters, settings.lr, momentum=settings.betas[0], weight_decay=settings.weight_decay)
+    if settings.name == "adamw8bit":
+        return bitsandbytes().optim.AdamW8bit(parameters, settings.lr, settings.betas, settings.eps,
+                                              settings.weight_decay)
     kind = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[settings.name]
     return kind(parameters, settings.lr, settings.betas, settings.eps, settings.weight_decay, foreach=True)
 

@@ -12,6 +12,9 @@ from stillroom.train.world import World
 def shard(roles: Mapping[str, Role], world: World) -> None:
     if world.size == 1:
         raise Refusal("shard needs several processes: start with torchrun or accelerate launch, or leave it off")
+    for name, role in roles.items():
+        if role.optimizer.name == "adamw8bit":
+            raise Refusal(f"role {name}: adamw8bit works on whole tensors; leave out --shard, or take adamw")
     from torch.distributed.fsdp import fully_shard
 
     def by_blocks(module: nn.Module) -> None:
