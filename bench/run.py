@@ -7,7 +7,7 @@ from pathlib import Path
 
 from compare import HERE, regenerate
 
-BENCHES = ("startup", "overhead", "loader", "encoder", "student", "drift", "dmvae", "dmd")
+BENCHES = ("startup", "overhead", "loader", "encoder", "student", "drift", "dmvae", "dmd", "plan")
 
 
 def main() -> None:

@@ -14,6 +14,7 @@ from stillroom.train.loop import Trainer
 from stillroom.train.turn import Noise
 
 ROUNDS = 3
+LEAST_STEPS, LEAST_SECONDS = 10, 3.0
 WORTH = 0.8
 """bfloat16 is taken only when its step takes at most this share of a float32 step."""
 
@@ -81,20 +82,22 @@ def peak_memory(device: torch.device) -> float:
 
 
 def plan(trainer: Trainer, batches, precision_name: str) -> Plan:
-    """A cycle of real steps, in memory only, with every role's turn in it; the first is left out of the time.
+    """Real steps, in memory only: whole cycles, with every role's turn in them, for as long as a watch needs to be
+    true and what is prepared ahead to be used up. The first is left out of the time.
 
     batches: step -> that step's micro-batches. Memory is the process's peak so far: code, data and model.
     """
     device = trainer.world.device
     cycle = max(1, *(role.every for role in trainer.roles.values())) if trainer.roles else 1
-    cycle = max(2, min(cycle, trainer.schedule.steps))
     trainer.train_step(batches(0))
     _wait(trainer)
-    start = time.perf_counter()
-    for _ in range(cycle):
-        trainer.step = min(trainer.step + 1, trainer.schedule.steps - 1)
-        trainer.train_step(batches(trainer.step))
-    _wait(trainer)
-    spent = (time.perf_counter() - start) / cycle
+    start, done = time.perf_counter(), 0
+    while trainer.world.same(done < LEAST_STEPS or time.perf_counter() - start < LEAST_SECONDS):
+        for _ in range(cycle):
+            done += 1
+            trainer.step = done % trainer.schedule.steps
+            trainer.train_step(batches(done))
+        _wait(trainer)
+    spent = (time.perf_counter() - start) / done
     counts = {n: sum(p.numel() for p in w.parameters.values()) for n, w in trainer.learners.items()}
     return Plan(counts, peak_memory(device), spent, trainer.schedule.steps, precision_name)
