@@ -12,26 +12,32 @@ from matplotlib.ticker import LogLocator, NullLocator
 from stillroom.report.compare_plots import BELOW, _decades_where_wide, _titled, _wide
 from stillroom.report.geometry_plots import colour
 from stillroom.report.plots import MUTED, SMALL
+from stillroom.report.sweep_plots import apart
 from stillroom.report.words import number
 
 Found = Mapping[str, Any]
+COLUMN, LINE, GAP, FAR = 0.12, 0.055, 0.02, 0.8
+"""Shares of the axes: how wide a column of dots is, how high a name, how far it stands from its dot, and from where on
+to the left of it."""
 
 
 def quality(found: Found) -> Figure:
     """Fréchet distance over the evaluations that a sample takes."""
     figure, axes = _wide()
     main = found["about"]["main"]
-    for guidance in sorted({line["guidance"] for line in found["teacher"]}):
+    for order, guidance in enumerate(sorted({line["guidance"] for line in found["teacher"]})):
         lines = sorted((line for line in found["teacher"] if line["guidance"] == guidance),
                        key=lambda line: line["evaluations"])
         x, y = [line["evaluations"] for line in lines], [line["spaces"][main]["frechet"] for line in lines]
         axes.plot(x, y, color=MUTED, linewidth=1.2, marker="o", markersize=3.5)
         axes.annotate("teacher" + ("" if guidance == 1 else f", guidance {guidance:g}"), (x[-1], y[-1]),
-                      xytext=(0, 7), textcoords="offset points", ha="right", size=SMALL, color=MUTED)
-    dots(axes, found, lambda run: run["evaluations"])
+                      xytext=(0, -13 if order % 2 else 7), textcoords="offset points", ha="right", size=SMALL,
+                      color=MUTED)
+    places = dots(axes, found, lambda run: run["evaluations"])
     _floor(axes, found)
     heights(axes, found, found["teacher"])
     over_evaluations(axes, "evaluations of a network for a sample")
+    named(axes, found, places)
     return _titled(figure, f"Fréchet distance in {main}: lower is better")
 
 
@@ -43,15 +49,16 @@ def training(found: Found) -> Figure | None:
     if not any(spent(run) for entry in found["entries"] for run in entry["runs"]):
         return None
     figure, axes = _wide()
-    dots(axes, found, spent)
+    places = dots(axes, found, spent)
     _floor(axes, found)
     heights(axes, found, [])
     over_evaluations(axes, "evaluations of all networks in training")
+    named(axes, found, places)
     return _titled(figure, f"Fréchet distance in {found['about']['main']}: lower is better")
 
 
-def dots(axes: Axes, found: Found, cost: Callable[[Mapping[str, Any]], float | None]) -> None:
-    """A dot for each method, with a deviation where there are several runs, and its name."""
+def dots(axes: Axes, found: Found, cost: Callable[[Mapping[str, Any]], float | None]) -> list[tuple[float, float, int]]:
+    """A dot for each method, with a deviation where there are several runs. Where they are, and whose."""
     main, places = found["about"]["main"], list[tuple[float, float, int]]()
     for i, entry in enumerate(found["entries"]):
         spent = [c for run in entry["runs"] if (c := cost(run)) is not None]
@@ -61,9 +68,26 @@ def dots(axes: Axes, found: Found, cost: Callable[[Mapping[str, Any]], float | N
             axes.errorbar(x, y, yerr=statistics.stdev(values) if len(values) > 1 else None, color=colour(i), marker="o",
                           markersize=6, linewidth=1.1)
             places.append((x, y, i))
-    for order, (x, y, i) in enumerate(sorted(places)):                          # neighbours: above and below
-        axes.annotate(found["entries"][i]["name"], (x, y), xytext=(7, -13 if order % 2 else 7),
-                      textcoords="offset points", size=SMALL + 0.5, color=colour(i), parse_math=False)
+    return places
+
+
+def named(axes: Axes, found: Found, places: Sequence[tuple[float, float, int]]) -> None:
+    """Names beside their dots; of dots in one column they are moved apart where they would overlap."""
+    axes.autoscale_view()
+    where = axes.transData + axes.transAxes.inverted()
+    columns: list[list[tuple[float, float, int]]] = []
+    for x, y, i in sorted((*where.transform((x, y)), i) for x, y, i in places):
+        if columns and x - columns[-1][0][0] < COLUMN:
+            columns[-1].append((x, y, i))
+        else:
+            columns.append([(x, y, i)])
+    for column in columns:
+        for (x, y, i), at in zip(column, apart([y for _, y, _ in column], LINE), strict=True):
+            line = {"arrowstyle": "-", "color": colour(i), "linewidth": 0.6, "shrinkA": 0, "shrinkB": 3}
+            side, beside = ("right", x - GAP) if x > FAR else ("left", x + GAP)
+            axes.annotate(found["entries"][i]["name"], (x, y), (beside, at), xycoords="axes fraction",
+                          textcoords="axes fraction", va="center", ha=side, size=SMALL + 0.5, color=colour(i),
+                          parse_math=False, arrowprops=line)
 
 
 def _floor(axes: Axes, found: Found) -> None:
