@@ -170,11 +170,12 @@ class Trainer:
             if not self.settings.shard:
                 self.world.average_gradients(list(learner.parameters.values()))
         norms = {learner.name: learner.gradient_norm() for learner in learners}
-        means = torch.stack([part for parts in totals.values() for part in parts]) if totals else torch.zeros(0)
-        values = self.world.mean(means.unflatten(0, (len(totals), -1)).mean(1)) if totals else means
+        means = [parts[0] if len(parts) == 1 else torch.stack(parts).mean() for parts in totals.values()]
+        if means and self.world.size > 1:
+            means = list(self.world.mean(torch.stack(means)))
         names = [*totals, *(f"{n}/gradient" for n in norms)]
-        norm_values = [n.detach().float().reshape(1).to(values.device) for n in norms.values()]
-        self.pending.append((self.step, names, torch.cat([values, *norm_values])))
+        told = [x.detach().float().to(self.world.device) for x in (*means, *norms.values())]
+        self.pending.append((self.step, names, torch.stack(told) if told else torch.zeros(0)))
         if self.world.device.type == "cpu" or self.step % SYNC_EVERY == SYNC_EVERY - 1:
             self.look()
         for learner in learners:

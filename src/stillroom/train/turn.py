@@ -45,7 +45,7 @@ class Turn:
     @property
     def batch(self) -> int:
         """Samples that this call handles: one micro-batch in `losses`, all of them in `after`."""
-        return self.rows(self._batch).numel()
+        return self._batch // (self._world.size * (1 if self._micro is None else self.micros))
 
     def rows(self, count: int, rank: int | None = None) -> Tensor:
         """Which of `count` global samples this call handles: micro m of rank r takes slice m * world + r."""
