@@ -128,6 +128,10 @@ def test_stored_verdicts_are_what_the_stored_values_give(name):
     assert result["statement"] == claim.statement
     assert set(result["seeds"]) >= set(claim.seeds) and len(claim.seeds) >= 3
     assert claim.arms_of("control") and len(claim.arms_of("null")) == 1
+    require_recomputed(claim, result)
+
+
+def require_recomputed(claim, result):
     values = running.values_of(result)
     assert {arm: sorted(v) for arm, v in values.items()} == dict.fromkeys(claim.arms, sorted(result["seeds"]))
     again = json.loads(json.dumps(verdict(claim, values)))  # seeds as strings, as stored
@@ -139,6 +143,12 @@ def test_stored_verdicts_are_what_the_stored_values_give(name):
             assert mine["margins"] == pytest.approx(new["margins"], rel=1e-9)
             assert mine["interval"] == pytest.approx(new["interval"], rel=1e-6)
             assert {**mine, "margins": 0, "interval": 0} == {**new, "margins": 0, "interval": 0}
+
+
+def test_the_verdict_on_photographs_is_what_its_values_give():
+    result = json.loads((PAGE.parent / "evidence/encoder-photographs.json").read_text(encoding="utf-8"))
+    require_recomputed(find("encoder"), result)
+    assert result["command"] == "stillroom claims run encoder --data DATA --seeds 201,202,203,204"
 
 
 def test_a_stored_verdict_that_was_changed_is_noticed():

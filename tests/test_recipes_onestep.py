@@ -5,6 +5,7 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import stillroom
 from stillroom.data import Encoding, LatentSpace, Tensors
@@ -16,7 +17,7 @@ from stillroom.recipes.drifting import Drifting, Field, power_law
 from stillroom.recipes.endpoint import Endpoint
 from stillroom.recipes.flow import FlowMatching
 from stillroom.settings import Optimizer, Refusal
-from stillroom.train import Silent, load_product, start
+from stillroom.train import Silent, load, load_product, start
 from stillroom.train.folder import read_rows
 
 PLAIN = {"precision": "float32", "device": "cpu", "log_every": 10}
@@ -230,6 +231,20 @@ def test_heads_stand_on_the_teacher_whatever_adapters_its_weights_carry(teacher)
     after = recipe.adversary.features(x, t, y)
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
     assert not torch.allclose(recipe.fake.v(x, t, y), recipe.teacher.v(x, t, y), atol=1e-3)
+
+
+@pytest.mark.parametrize(("recipe", "more"), [(DMD, {"fake_lora": 2}), (Consistency, {"data": "none"})])
+def test_adapters_and_their_average_hold_the_teachers_weights_once(recipe, more, teacher, tmp_path):
+    settings = recipe.Settings(out=tmp_path / "run", teacher=teacher, lora=2, steps=4, batch=16, **PLAIN, **more)
+    made = recipe(settings)
+    modules = [part for part in vars(made).values() if isinstance(part, torch.nn.Module)]
+    held = {id(p): p.numel() for part in modules for name, p in part.named_parameters() if "lora_" not in name}
+    assert sum(held.values()) == sum(p.numel() for p in load(teacher).parameters())
+    before = {name: p.clone() for name, p in made.mean.named_parameters() if "lora_B" in name}
+    start(recipe, settings, "lora", watch=Silent())
+    saved = load_file(sorted((tmp_path / "run/checkpoints").glob("step-*"))[-1] / "averages.safetensors")
+    assert {name for name in saved if "lora_" not in name} == {"student/updates"}
+    assert len(saved) == 1 + 2 * len(before) and all(saved[f"student/{name}"].any() for name in before)
 
 
 def test_data_without_their_size_are_refused_in_a_line(teacher, tmp_path):

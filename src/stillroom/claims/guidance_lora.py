@@ -18,7 +18,7 @@ How to read it: all students are within 2 % of what guidance changes. Each kind 
 2e-2 for adapters (of 5e-3 to 4e-2, where they diverge), 4e-3 for all weights (of 1e-3 to 8e-3). There the ratio was
 1.18, and 1.13 at rank 13 (1.12 and 0.97 on seed 2): above the 1.1 that had been hoped for, hence the wider margin.
 
-Not claimed: anything about pictures or text, or memory: the average that is kept beside the student is a whole network.
+Not claimed: anything about pictures or text, or memory.
 """
 
 from functools import cache

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
@@ -54,6 +55,16 @@ def add_lora(net: nn.Module, rank: int, alpha: float | None = None, targets: str
         target_modules="|".join(map(re.escape, names)),
     )
     return peft().inject_adapter_in_model(config, net)
+
+
+def tie(copied: nn.Module, original: nn.Module) -> None:
+    """Gives the copy the original's own parameters wherever they say the same: what is frozen in both is held once."""
+    known = dict(original.named_parameters())
+    for path, part in copied.named_modules():
+        for name, p in part.named_parameters(recurse=False):
+            same = known.get(f"{path}.{name}" if path else name)
+            if same is not None and same.shape == p.shape and torch.equal(same, p):
+                setattr(part, name, same)
 
 
 @contextmanager

@@ -25,7 +25,7 @@ from stillroom.flows import (
 )
 from stillroom.flows.prompted import prompted
 from stillroom.match import direction, pseudo_target
-from stillroom.nets import Lora, with_input
+from stillroom.nets import Lora, tie, with_input
 from stillroom.nets.recompute import recompute
 from stillroom.paths import Shifted, Uniform, plan, sign_of, target
 from stillroom.settings import Count, Decay, Images, Natural, Optimizer, Refusal, Run, Where, seed_of
@@ -147,8 +147,11 @@ class Distillation(Recipe):
     # ---- what learns ----
 
     def begun(self) -> Denoiser:
-        """A copy of the origin's denoiser that learns: all of it, or adapters on it."""
-        return adapted(self.begun_whole(), self.settings.lora)
+        """A copy of the origin's denoiser that learns: all of it, or adapters on weights that are held once."""
+        whole = self.begun_whole()
+        if self.settings.lora:
+            tie(whole.net, self.origin.net)
+        return adapted(whole, self.settings.lora)
 
     def begun_whole(self) -> Denoiser:
         return copy.deepcopy(self.origin).requires_grad_(True)
@@ -164,6 +167,10 @@ class Distillation(Recipe):
         self.flow = Flow(Bare(fake), self.flow.shape, self.flow.sampler, self.flow.steps, self.flow.shift)
         self.teacher = guided(self.flow.denoiser, self.settings.guidance)
         return fake
+
+    def follower(self, module: nn.Module) -> Average:
+        """Of something that `begun` made."""
+        return Average(module, self.settings.average, "lora_" if self.settings.lora else "")
 
     def role(self, module: nn.Module, optimizer: Optimizer, **more) -> Role:
         """Of something that `begun` made."""

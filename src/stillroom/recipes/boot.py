@@ -30,7 +30,6 @@ from stillroom.match import squared_error
 from stillroom.paths import Coefficients, shift
 from stillroom.recipes._students import Distillation, Student
 from stillroom.settings import Count, NotNegative, Refusal
-from stillroom.train import Average
 
 NARROWEST = 0.01
 """1 - r of a pair of times, from below: the weight 1 / (1 - r)^2 of a fine grid ends at 10 000."""
@@ -57,7 +56,7 @@ class BOOT(Distillation):
             raise Refusal(f"teacher {settings.teacher}: it scales its input by the noise of the time that it is told; "
                           "BOOT tells it other times; train the teacher on another path")
         self.student = OneStep(begun.net, begun.path, begun.prediction, self.flow.shape, asked=0.0)
-        self.mean = Average(self.student, settings.average)
+        self.mean = self.follower(self.student)
 
     def roles(self):
         return {"student": self.role(self.student, self.settings.student, average=self.mean)}

@@ -24,7 +24,6 @@ from stillroom.match import pseudo_huber
 from stillroom.paths import expand, shift
 from stillroom.recipes._students import Distillation, Ends, WithData, averaged, generator_of, plans_of
 from stillroom.settings import Count
-from stillroom.train import Average
 
 SERVED = (1, 2, 4, 8)
 
@@ -46,7 +45,7 @@ class Consistency(Distillation):
         super().__init__(settings, data)
         self.settings = settings
         self.student = self.begun()
-        self.mean = Average(self.student, settings.average)
+        self.mean = self.follower(self.student)
         self.ends = Ends(self.flow, settings.teacher_samples, settings.seed) if data is None else None
 
     def roles(self):

@@ -26,7 +26,7 @@ from stillroom.flows import Bare, Denoiser, Denoises, denoising_loss, rollout
 from stillroom.recipes._adversary import Adversarial, Adversary
 from stillroom.recipes._students import Distillation, Ends, WithData, averaged, generator_of, plans_of, score_gap
 from stillroom.settings import Count, Natural, Optimizer, Share
-from stillroom.train import Average, Role
+from stillroom.train import Role
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +56,7 @@ class DMD(Distillation):
         super().__init__(settings, data)
         self.settings = settings
         self.student = self.begun()
-        self.mean = Average(self.student, settings.average)
+        self.mean = self.follower(self.student)
         self.fake = self.begun_fake()
         (self.plan,) = plans_of(self.flow, settings.student_steps)
         self.gap_law = self.law(*settings.times)

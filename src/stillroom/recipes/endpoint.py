@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from stillroom.match import squared_error
 from stillroom.recipes._students import Distillation, Ends, Student, at_noise, averaged, generator_of
 from stillroom.settings import Count
-from stillroom.train import Average
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +34,7 @@ class Endpoint(Distillation):
         super().__init__(settings)
         self.settings = settings
         self.student = self.begun()
-        self.mean = Average(self.student, settings.average)
+        self.mean = self.follower(self.student)
         self.pairs = Ends(self.flow, settings.pairs, settings.seed, settings.guidance, settings.teacher_steps)
         self.ends = self.pairs
 

@@ -35,7 +35,7 @@ from stillroom.nets.heads import Critic, Layers
 from stillroom.recipes._students import Distillation, Ends, WithData, at_noise, averaged, generator_of
 from stillroom.recipes.drifting import feature_net
 from stillroom.settings import Count, NotNegative, Optimizer, Refusal, Where
-from stillroom.train import Average, Role
+from stillroom.train import Role
 from stillroom.train.schedule import ends
 
 
@@ -71,7 +71,7 @@ class GDD(Distillation):
         self.settings = settings
         self.student = self.begun()
         self.learned = unfrozen(self.student, settings.freeze)
-        self.mean = Average(self.student, settings.average)
+        self.mean = self.follower(self.student)
         self.critic = Critic(self.body(), self.flow.shape, self.flow.classes)
         own = data is None
         self.ends = Ends(self.flow, settings.teacher_samples, settings.seed, settings.guidance) if own else None

@@ -29,7 +29,6 @@ from stillroom.match import squared_error
 from stillroom.paths import convert, expand
 from stillroom.recipes._students import Distillation, Ends, WithData, adapted, averaged, widened
 from stillroom.settings import Natural, NotNegative, Refusal
-from stillroom.train import Average
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +55,7 @@ class GuidanceLora(Distillation):
         self.settings = settings
         self.student = self.begun()
         self.guided = Guided(self.flow.denoiser, settings.guidance)
-        self.mean = Average(self.student, settings.average)
+        self.mean = self.follower(self.student)
         self.ends = Ends(self.flow, settings.teacher_samples, settings.seed) if data is None else None
 
     def require_labels(self):

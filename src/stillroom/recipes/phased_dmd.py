@@ -31,7 +31,7 @@ from stillroom.match import direction, pseudo_target, squared_error
 from stillroom.paths import Coefficients, Law, Restricted, between, sign_of, subinterval_target
 from stillroom.recipes._students import Distillation, Student, averaged, plans_of
 from stillroom.settings import Count, Optimizer, Share
-from stillroom.train import Average, Role, Stage
+from stillroom.train import Role, Stage
 from stillroom.train.checkpoint import fill
 
 MOST = 10.0
@@ -78,7 +78,7 @@ class PhasedDMD(Distillation):
         (self.plan,) = plans_of(self.flow, settings.student_steps)
         self.phases = [self.phase(k) for k in range(settings.student_steps)]
         self.experts = [self.begun() for _ in self.phases]
-        self.means = [Average(expert, settings.average) for expert in self.experts]
+        self.means = [self.follower(expert) for expert in self.experts]
         self.fake = self.begun_whole()
 
     def phase(self, k: int) -> Phase:

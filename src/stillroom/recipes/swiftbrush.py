@@ -27,7 +27,7 @@ from stillroom.flows import denoising_loss, guided
 from stillroom.match import gap
 from stillroom.recipes._students import Distillation, Student, at_noise, averaged, generator_of
 from stillroom.settings import Count, Optimizer, Share
-from stillroom.train import Average, Role
+from stillroom.train import Role
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +51,7 @@ class SwiftBrush(Distillation):
         super().__init__(settings)
         self.settings = settings
         self.student = self.begun()
-        self.mean = Average(self.student, settings.average)
+        self.mean = self.follower(self.student)
         self.fake = self.begun_on_teacher(settings.fake_lora)
         self.guided_fake = guided(self.fake, settings.guidance)
         self.gap_law, self.fake_law = self.law(*settings.times), self.law()

@@ -39,7 +39,6 @@ from stillroom.match import pseudo_huber, pseudo_target
 from stillroom.paths import Linear, expand
 from stillroom.recipes._students import Distillation, Ends, WithData, averaged, plans_of, widened
 from stillroom.settings import Decay, Natural, NotNegative, Refusal, Share
-from stillroom.train import Average
 
 SERVED = (1, 2, 4)
 """Steps of the product."""
@@ -68,7 +67,7 @@ class TwinFlow(Distillation):
         if settings.batch < 4 * settings.accumulate:
             raise Refusal(f"batch {settings.batch}: each micro-batch is parted into four; give 4 for each at least")
         self.student = self.begun()
-        self.mean = Average(self.student, settings.average)
+        self.mean = self.follower(self.student)
         self.ends = Ends(self.flow, settings.teacher_samples, settings.seed) if data is None else None
         self.times, self.plans = self.law(), plans_of(self.flow, *SERVED)
         self.shape = self.flow.shape

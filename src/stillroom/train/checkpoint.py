@@ -84,7 +84,9 @@ def collect(learners: Mapping[str, Learner], memory: Mapping[str, nn.Module | Te
         groups["roles"] |= {f"{name}/{k}": v for k, v in role_state(learner).items()}
         groups["optimizers"] |= {f"{name}/{k}": v for k, v in optimizer_state(learner).items()}
         if learner.role.average is not None:
-            groups["averages"] |= {f"{name}/{k}": v for k, v in named_state(learner.role.average).items()}
+            own = {id(p) for p in learner.role.module.parameters()}     # which an average may share
+            state = named_state(learner.role.average)
+            groups["averages"] |= {f"{name}/{k}": v for k, v in state.items() if id(v) not in own}
     for name, thing in memory.items():
         state = {"": thing} if isinstance(thing, Tensor) else named_state(thing)
         groups["memory"] |= {f"{name}/{k}": v for k, v in state.items()}

@@ -1,6 +1,7 @@
 """The seam between methods and machinery: what a recipe says, and nothing of how it is carried out."""
 
 import copy
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -22,15 +23,17 @@ class Average(nn.Module):
     """An exponential average of a module's weights, which a recipe may read and only the trainer advances.
 
     The decay of the n-th update is min(decay, (1+n)/(10+n)), so that a short run is not an average of its start.
+    `learned` is a regular expression on names, as a role's `trains`: other parameters are the module's own, held once.
     """
 
     updates: Tensor
 
-    def __init__(self, module: nn.Module, decay: float = 0.999):
+    def __init__(self, module: nn.Module, decay: float = 0.999, learned: str = ""):
         super().__init__()
-        self.module = copy.deepcopy(module).requires_grad_(False).eval()
+        shared = {id(p): p for name, p in module.named_parameters() if not re.search(learned, name)}
+        self.module = copy.deepcopy(module, shared).requires_grad_(False).eval()
         self.decay = decay
-        self.followed: tuple[nn.Module, list, list, list, list] | None = None
+        self.followed: tuple[nn.Module, Sequence, Sequence, Sequence, Sequence] | None = None
         self.register_buffer("updates", torch.zeros((), dtype=torch.long))
 
     def forward(self, *args, **kwargs):
@@ -42,8 +45,9 @@ class Average(nn.Module):
         decay = min(self.decay, (1 + n) / (10 + n))
         if self.followed is None or self.followed[0] is not module:
             # Kept, because finding the parameters of a small net takes longer than averaging them.
-            self.followed = (module, list(self.module.parameters()), list(module.parameters()),
-                             list(self.module.buffers()), list(module.buffers()))
+            pairs = zip(self.module.parameters(), module.parameters(), strict=True)
+            mine, new = zip(*((a, p) for a, p in pairs if a is not p), strict=True)
+            self.followed = (module, mine, new, list(self.module.buffers()), list(module.buffers()))
         _, mine, new, my_buffers, new_buffers = self.followed
         torch._foreach_lerp_(mine, new, 1 - decay)  # pyright: ignore
         if my_buffers:
