@@ -80,13 +80,14 @@ def restored(p: Tensor, saved: Tensor) -> Tensor | int:
 def collect(learners: Mapping[str, Learner], memory: Mapping[str, nn.Module | Tensor]) -> Groups:
     """All tensors by file, then by "role/name". Live tensors, not copies."""
     groups: Groups = {"roles": {}, "optimizers": {}, "averages": {}, "memory": {}}
+    averages: set[int] = set()
     for name, learner in learners.items():
         groups["roles"] |= {f"{name}/{k}": v for k, v in role_state(learner).items()}
         groups["optimizers"] |= {f"{name}/{k}": v for k, v in optimizer_state(learner).items()}
-        if learner.role.average is not None:
-            own = {id(p) for p in learner.role.module.parameters()}     # which an average may share
-            state = named_state(learner.role.average)
-            groups["averages"] |= {f"{name}/{k}": v for k, v in state.items() if id(v) not in own}
+        if (average := learner.role.average) is not None and id(average) not in averages:
+            averages.add(id(average))                                   # two roles may share one
+            own = {id(p) for p in learner.role.module.parameters()}     # whose parameters it may share
+            groups["averages"] |= {f"{name}/{k}": v for k, v in named_state(average).items() if id(v) not in own}
     for name, thing in memory.items():
         state = {"": thing} if isinstance(thing, Tensor) else named_state(thing)
         groups["memory"] |= {f"{name}/{k}": v for k, v in state.items()}
