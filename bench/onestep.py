@@ -3,8 +3,8 @@ a representation autoencoder and of a KL codec that are trained here.
 
     STILLROOM_DATA=DATA python bench/onestep.py rae|kl --place FOLDER
 
-DATA holds cifar10-jpeg/{train,test}.parquet. What FOLDER holds already (codec, latents, teacher, features) is used
-again; students are made anew. Every student is looked at on its way: seconds so far, looks not counted, and the Fréchet
+DATA holds cifar10-jpeg/{train,test}.parquet. What FOLDER holds already (codec, latents, teacher, features, finished
+students) is used again. Every student is looked at on its way: seconds so far, looks not counted, and the Fréchet
 distance and coverage of 2000 decoded samples against training pictures, in pooled features of a net that knew no
 latents. Writes onestep/SPACE.json and ONESTEP.md. One seed, chosen before.
 """
@@ -12,6 +12,7 @@ latents. Writes onestep/SPACE.json and ONESTEP.md. One seed, chosen before.
 import argparse
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -51,9 +52,11 @@ COLUMNS = {"frechet": ".2f", "precision": ".3f", "recall": ".3f", "density": ".3
 
 
 def command(out: Path, *words: str) -> Path:
-    """A command of stillroom that leaves `out`, unless it is there."""
+    """A command of stillroom that leaves `out`, unless it is there; what was cut short goes on."""
     if not (out / "product").exists() and not (out / "latents.json").exists():
-        subprocess.run([sys.executable, "-m", "stillroom", *words, "--out", str(out)], check=True)
+        begun = (out / "settings.toml").exists()
+        subprocess.run([sys.executable, "-m", "stillroom", *(("resume", str(out)) if begun else
+                                                             (*words, "--out", str(out)))], check=True)
     return out
 
 
@@ -111,7 +114,11 @@ def students(teacher: str, latents: str, features: str) -> dict[str, tuple[type,
 
 
 def distilled(recipe: type, settings: dict[str, Any], out: Path, judge: Judge) -> list[dict[str, float]]:
-    """The looks at a run on its way."""
+    """The looks at a run on its way; of a finished one they lie beside its product."""
+    looks = out / "looks.json"
+    if looks.exists():
+        return json.loads(looks.read_text())
+    shutil.rmtree(out, ignore_errors=True)
     rows, looking, begun = [], 0.0, time.perf_counter()
 
     class Looked(recipe):
@@ -125,6 +132,7 @@ def distilled(recipe: type, settings: dict[str, Any], out: Path, judge: Judge) -
                 looking += time.perf_counter() - now
 
     start(Looked, recipe.Settings(out=out, **settings), recipe.__name__.lower(), watch=Silent())
+    looks.write_text(json.dumps(finite(rows)))
     return rows
 
 

@@ -293,6 +293,12 @@ def test_what_is_computed_again_is_the_same(home, tmp_path, family):
     assert any(not torch.equal(kept[k], begun[k]) for k in kept)
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_teacher_that_rests_elsewhere_teaches_the_same(home, tmp_path, family):
+    kept, away = (after(*recipe(home, family, tmp_path, offload=offloaded)) for offloaded in (False, True))
+    assert all(torch.equal(kept[name], away[name]) for name in kept)
+
+
 def test_blocks_of_our_own_transformers_are_computed_again():
     torch.manual_seed(0)
     net = DiT(4, 8, width=16, depth=2, heads=2, classes=3)

@@ -118,16 +118,21 @@ def photographs(split: str) -> list[tuple[Credit, Image.Image]]:
     ]
 
 
+def every_fifth(y: Tensor) -> Tensor:
+    """[N]: whether an item is a fifth one of its class."""
+    rank = torch.empty_like(y)
+    for c in y.unique():
+        rank[y == c] = torch.arange(int((y == c).sum()))
+    return rank % 5 == 4
+
+
 def digits(size: int = 8, split: str = "train") -> Tensors:
     """1,797 handwritten digits, one grey channel. Every fifth of each class is the test set."""
     from sklearn.datasets import load_digits
 
     data: Any = load_digits()
     x, y = torch.from_numpy(data.images).float()[:, None] / 8 - 1, torch.from_numpy(data.target).long()
-    rank = torch.empty_like(y)                                                      # of an item within its class
-    for c in range(10):
-        rank[y == c] = torch.arange(int((y == c).sum()))
-    chosen = (rank % 5 == 4) == (split == "test")
+    chosen = every_fifth(y) == (split == "test")
     x = x[chosen]
     if size != 8:
         x = functional.interpolate(x, (size, size), mode="bicubic", antialias=True, align_corners=False).clamp(-1, 1)

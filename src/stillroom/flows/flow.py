@@ -1,13 +1,12 @@
 """A flow as others use it: a denoiser, the shape of what it makes, and how it is sampled unless told otherwise."""
 
-from itertools import chain
-
 import torch
 from torch import Tensor, nn
 
 from stillroom.flows.denoiser import Denoises, guided
 from stillroom.flows.samplers import Callback, _silent, latest, samplers
 from stillroom.nets.build import buildable
+from stillroom.nets.offload import device_of
 from stillroom.paths import shift, uniform_grid
 from stillroom.settings import Refusal, nearest, seed_of
 
@@ -55,7 +54,7 @@ class Flow(nn.Module):
             raise Refusal(f"the weak flow makes {list(weak.shape)}, this one {list(self.shape)}")
         if y is not None and len(y) != n:
             raise Refusal(f"{len(y)} labels for {n} samples: give one label per sample")
-        device = next((p.device for p in chain(self.parameters(), self.buffers())), torch.device("cpu"))
+        device = device_of(self)
         y = self.labels(first, n) if y is None else y
         try:
             denoiser = guided(self.denoiser, guidance, None if weak is None else weak.denoiser, interval)

@@ -26,6 +26,7 @@ from stillroom.flows import (
 from stillroom.flows.prompted import prompted
 from stillroom.match import direction, pseudo_target
 from stillroom.nets import Lora, tie, with_input
+from stillroom.nets.offload import device_of
 from stillroom.nets.recompute import recompute
 from stillroom.paths import Shifted, Uniform, plan, sign_of, target
 from stillroom.settings import Count, Decay, Images, Natural, Optimizer, Refusal, Run, Where, seed_of
@@ -186,7 +187,7 @@ class Distillation(Recipe):
 
     @property
     def device(self) -> torch.device:
-        return next(self.origin.parameters()).device
+        return device_of(self.origin)
 
     def labels(self, turn) -> Tensor | None:
         """[B], class-balanced over the global batch; of more classes than that, drawn."""

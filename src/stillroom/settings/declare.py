@@ -43,6 +43,9 @@ class Run:
     device: str = "auto"
     shard: bool = False
     """Shard every role over the processes (FSDP2) instead of copying it."""
+    offload: bool = False
+    """Keep networks that do not learn, the teacher above all, in the processor's memory, and copy them to the
+    accelerator for each answer."""
     checkpoint_every: Natural = 0
     """Steps between checkpoints; 0 writes eight in a run, at least every 1000 steps."""
     keep: Count = 2

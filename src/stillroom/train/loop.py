@@ -18,6 +18,8 @@ from torch import Tensor, nn
 
 from stillroom.data import Batch, Loader, Source
 from stillroom.flows import Tally
+from stillroom.flows.tally import asked_in
+from stillroom.nets.offload import offload
 from stillroom.settings import Refusal, Run, seed_of
 from stillroom.train import checkpoint
 from stillroom.train.folder import RunFolder
@@ -69,6 +71,19 @@ def tally_of(recipe: Recipe, roles: Mapping[str, Role]) -> Tally:
     return tally
 
 
+def offload_frozen(recipe: Recipe, roles: Mapping[str, Role]) -> None:
+    """Networks that share no weight with what learns, or follows."""
+    modules = [m for role in roles.values() for m in (role.module, role.average) if m is not None]
+    moving = {id(p) for module in modules for p in module.parameters()}
+    held = {id(net): net for part in vars(recipe).values() if isinstance(part, nn.Module) for net in asked_in(part)}
+    frozen = [net for net in held.values() if (own := {id(p) for p in net.parameters()}) and not own & moving]
+    if not frozen:
+        raise Refusal("offload: this run holds no network whose weights are neither learned nor those of one that "
+                      "learns; leave it out")
+    for net in frozen:
+        offload(net)
+
+
 def means_of(losses: Mapping[str, Terms]) -> dict[str, Tensor]:
     return {f"{name}/{term}": value.detach().float().mean()
             for name, terms in losses.items() for term, value in terms.items()}
@@ -97,6 +112,8 @@ class Trainer:
         self.since_checkpoint: dict[str, list[float]] = {}  # the same, for the stage's best metric
         self.reach = Reach()
         self.tally = tally_of(recipe, self.roles)
+        if settings.offload:
+            offload_frozen(recipe, self.roles)
         self.pending: list[tuple[int, list[str], Tensor]] = []
         self.noted: set[str] = set()
 
