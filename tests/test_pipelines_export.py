@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 import stillroom as package
 from command import python, stillroom
-from pipelines import FAMILIES, SIZE, alive, chain, edit, flow, folder_of, prompts_file
+from pipelines import FAMILIES, SIZE, TEXTS, alive, chain, edit, flow, folder_of, prompts_file
 from stillroom.flows import Denoiser, FewStep, Flow, OneStep, Routed, from_diffusers
 from stillroom.flows.export import to_pipeline
 from stillroom.flows.prompted import PromptedNet, prompted
@@ -21,6 +21,7 @@ from stillroom.nets.dit import unpatchify
 from stillroom.paths import Cosine, Linear, plan
 from stillroom.recipes._students import Distillation
 from stillroom.settings import Refusal
+from stillroom.train.files import read_json
 from stillroom.train.teacher import codec_beside, open_teacher
 
 pytestmark = pytest.mark.filterwarnings("ignore")       # of diffusers and transformers, which go with every release
@@ -329,3 +330,38 @@ def test_a_run_moved_from_its_teacher_is_told_where_it_is(home, tmp_path):
                      tmp_path / "moved")
     assert told.code == 0, told.err
     assert f"FluxPipeline.from_pretrained('{tmp_path / 'moved'}')" in (tmp_path / "x/README.md").read_text()
+
+
+# ---- comparing ----
+
+
+def test_runs_are_compared_beside_their_pipeline_as_pictures_of_their_prompts(home, tmp_path):
+    runs = [home / f"sd3-{form}" for form in FORMS]
+    told = stillroom("compare", *runs, "--n 33 --reference 33 --teacher-steps 1 --batch 11 --codec", home / "sd3",
+                     "--out", tmp_path / "compare")
+    assert told.code == 0, told.err
+    found = read_json(tmp_path / "compare/compare.json")
+    assert found["about"]["kind"] == "pixels" and found["about"]["classes"] == len(TEXTS)
+    assert [(line["steps"], line["guidance"], line["evaluations"]) for line in found["teacher"]] == [
+        (1, 2, 2), (found["about"]["own_steps"], 2, 2 * found["about"]["own_steps"])]
+    assert found["teacher"][-1]["paired"]["rms"] == 0
+    assert [run["evaluations"] for entry in found["entries"] for run in entry["runs"]] == [1, 2]
+    assert (tmp_path / "compare/grid.png").is_file()
+
+
+def test_other_prompts_are_other_labels(home, tmp_path):
+    (tmp_path / "texts.txt").write_text("a boat\na house\na tree\n")
+    told = stillroom("cache --prompts", tmp_path / "texts.txt", "--teacher", home / "sd", "--size 64 --out",
+                     tmp_path / "prompts")
+    assert told.code == 0, told.err
+    ask = ("--n 33 --out", tmp_path / "compare")
+    told = stillroom("compare", home / "sd-whole", "--prompts", tmp_path / "prompts", *ask)
+    assert (told.code, told.err.count("\n")) == (2, 1) and "are not those of" in told.err
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Distillation, "check", lambda *_: None)
+        patch.setattr(Distillation, "shown", lambda *_: {})
+        told = stillroom(DISTIL, "--teacher", home / "sd", "--prompts", tmp_path / "prompts", "--out", tmp_path / "run")
+        assert told.code == 0, told.err
+    told = stillroom("compare", home / "sd-whole", tmp_path / "run", *ask)
+    assert told.code == 2 and "with other prompts than" in told.err
+    assert not (tmp_path / "compare").exists()

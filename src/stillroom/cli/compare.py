@@ -80,6 +80,8 @@ class OfRuns:
     """Folder of the page, and of what was measured."""
     teacher: Where = ""
     """Unless given, the one that the runs name."""
+    prompts: Where = ""
+    """Of a text-to-image teacher: what `stillroom cache --prompts` wrote. Unless given, those that the runs name."""
     teacher_steps: tuple[Count, ...] = (1, 2, 8)
     """At which the teacher is drawn from, beside its own."""
     n: Count = 2000

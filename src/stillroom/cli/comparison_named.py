@@ -11,6 +11,7 @@ from stillroom.cli.comparison import called
 from stillroom.cli.evaluate import Settings as Asked
 from stillroom.cli.sides import Side, drawn
 from stillroom.flows import Denoiser
+from stillroom.flows.prompted import prompted
 from stillroom.settings import Refusal
 from stillroom.train import load_product, product_hash
 from stillroom.train.files import read_json
@@ -54,6 +55,17 @@ class Run:
     @property
     def teacher(self) -> str:
         return self.card.get("teacher") or ""
+
+    @property
+    def prompts(self) -> str:
+        return self.card.get("prompts") or ""
+
+    @cached_property
+    def table(self) -> str:
+        """Which prompts its labels are; "" where they are none."""
+        model = self.side.draws and self.side.draws.model
+        net = prompted(model) if model else None
+        return net.prompts.sha256 if net else ""
 
     @cached_property
     def record(self) -> dict[str, Any]:
@@ -112,6 +124,9 @@ def require_alike(entries: Sequence[Entry]) -> None:
         if a.draws and b.draws and a.draws.classes != b.draws.classes:
             raise Refusal(f"{run.place} knows {b.draws.classes or 'no'} classes, and {first.place} "
                           f"{a.draws.classes or 'none'}")
+        if first.table != run.table:
+            raise Refusal(f"{run.place} was distilled with other prompts than {first.place}: their labels mean other "
+                          "pictures")
     for what, of in (("teacher", lambda run: run.teacher), ("data", lambda run: run.data)):
         named = [(run, of(run)) for run in (first, *others) if of(run)]
         for run, name in named[1:]:

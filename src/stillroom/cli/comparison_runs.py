@@ -22,6 +22,7 @@ from stillroom.cli.evaluate import Settings as Asked
 from stillroom.cli.evaluation import Space, gathered, labels_apart, spaces_of, teacher_of, told
 from stillroom.cli.sides import Side, in_channels, open_real, pictures_of, require_comparable, side_of_draws
 from stillroom.flows import Flow, Mixture, Tally
+from stillroom.flows.prompted import prompted
 from stillroom.measure.distances import paired_error
 from stillroom.measure.diversity import contrast, saturated, spread_within
 from stillroom.measure.images import as_8bit
@@ -80,7 +81,10 @@ def opened_teacher(entries: Sequence[Entry], settings: "OfRuns", asked: Asked, d
         raise Refusal(f"--teacher {spec}: is not the teacher of {named[0].place}, which names {named[0].teacher}")
     if not settings.teacher and (Path(spec).is_absolute() and not Path(spec).exists()):
         raise Refusal(f"{named[0].place}: its teacher is no longer at {spec}; say where it is: --teacher RUN")
-    flow = teacher_of(replace(asked, teacher=spec), runs[0].side).to(device)
+    prompts = settings.prompts or (named[0].prompts if named else "")
+    flow = teacher_of(replace(asked, teacher=spec, prompts=prompts), runs[0].side).to(device)
+    if (net := prompted(flow)) and net.prompts.sha256 != runs[0].table:
+        raise Refusal(f"--prompts {prompts}: are not those of {runs[0].place}")
     return Teacher(spec, flow, asked, runs[0].side.encoding, limit)
 
 

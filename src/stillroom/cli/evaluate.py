@@ -40,6 +40,8 @@ class Settings(Drawing):
     """Write the data's statistics, in the last of the feature spaces, to this .npz."""
     teacher: Where = ""
     """A flow: how far samples lie from where its trajectories lead from the same noise."""
+    prompts: Where = ""
+    """Of a text-to-image teacher: what `stillroom cache --prompts` wrote."""
     out: Path | None = None
     """Write all figures to this .json."""
 

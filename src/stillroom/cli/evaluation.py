@@ -300,7 +300,7 @@ def modes_of(spec: str, mine: Mapping[str, Tensor], fresh: Mapping[str, Tensor],
 
 def teacher_of(settings: "Settings", samples: Side) -> Flow:
     """A flow that can follow the same noise."""
-    draws, flow, name = samples.draws, open_teacher(settings.teacher), f"teacher {settings.teacher}"
+    draws, flow, name = samples.draws, open_teacher(settings.teacher, settings.prompts), f"teacher {settings.teacher}"
     if draws is None or draws.limit is not None or settings.codec:
         raise Refusal("--teacher: compares what a flow or generator draws, before it is decoded; leave out --codec, or "
                       "--teacher")

@@ -216,7 +216,7 @@ class Distillation(Recipe):
         s, place = self.settings, self.settings.origin or self.settings.teacher
         kind = "flow" if isinstance(made, Flow) else "generator"
         card = {"shape": list(made.shape), "classes": made.classes, "teacher": s.teacher, "guidance": s.guidance,
-                **self.encoding(), **more}
+                **({"prompts": s.prompts} if s.prompts else {}), **self.encoding(), **more}
         base = Ref(place, product_hash(place)) if s.lora and is_ours(Path(place)) else None
         return Product(kind, {kind: made}, card, base)
 
