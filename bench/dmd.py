@@ -35,7 +35,7 @@ def by_hand(net: nn.Module, settings: Settings, shape: tuple[int, ...], classes:
     student, fake, average = (copy.deepcopy(net).requires_grad_(True) for _ in range(3))
     average.requires_grad_(False)
     mine, its = list(student.parameters()), list(fake.parameters())
-    move, follow = (torch.optim.AdamW(p, lr=2e-4, weight_decay=0.0, foreach=True) for p in (mine, its))
+    move, follow = (torch.optim.AdamW(p, lr=2e-4, weight_decay=0.0, fused=True) for p in (mine, its))
     n, k, (low, high) = settings.batch, 0, settings.times
     y, one = torch.arange(n) % classes, torch.ones(n)
 

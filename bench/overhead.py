@@ -50,7 +50,7 @@ def by_hand(net: nn.Module, x: Tensor, settings: Settings,
             accelerator: Accelerator | None = None) -> Callable[[], None]:
     """One block of flow matching as a careful person writes it: AdamW, warm-up, clipping, average, a log every 20."""
     average = copy.deepcopy(net).requires_grad_(False)
-    adam = torch.optim.AdamW(net.parameters(), lr=settings.model.lr, weight_decay=0.0, foreach=True)
+    adam = torch.optim.AdamW(net.parameters(), lr=settings.model.lr, weight_decay=0.0, fused=True)
     backward: Callable[[Tensor], Any] = Tensor.backward
     clip: Callable[[Any, float], Any] = clip_grad_norm_
     optimizer: Any = adam

@@ -26,7 +26,7 @@ from stillroom.train.world import open_world
 
 def by_hand(net: Encoder, teacher: Codec, std: Tensor, x: Tensor, settings) -> Callable[[], None]:
     average, parameters = copy.deepcopy(net).requires_grad_(False), list(net.parameters())
-    optimizer = torch.optim.AdamW(parameters, lr=settings.student.lr, weight_decay=0.0, foreach=True)
+    optimizer = torch.optim.AdamW(parameters, lr=settings.student.lr, weight_decay=0.0, fused=True)
     averages, k = list(average.parameters()), 0
 
     def step() -> None:

@@ -18,7 +18,7 @@ def plain(data, Generator, steps, batch, seed=0, rate=1e-3, lr=2e-3):
     student = Generator()
     mean = copy.deepcopy(student).eval()
     fake, head, bank = MLP(2, 16, 1), torch.nn.Linear(2, 1), torch.zeros(64, 2)
-    adam = {"betas": (0.9, 0.999), "eps": 1e-8, "foreach": True}
+    adam = {"betas": (0.9, 0.999), "eps": 1e-8, "fused": True}
     s_opt = torch.optim.AdamW(student.parameters(), lr, weight_decay=0.0, **adam)
     f_opt = torch.optim.AdamW(fake.parameters(), rate, weight_decay=0.01, **adam)
     h_opt = torch.optim.SGD(head.parameters(), rate, momentum=0.9)

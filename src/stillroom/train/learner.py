@@ -57,7 +57,7 @@ def make_optimizer(settings: Optimizer, parameters: list[nn.Parameter]) -> torch
         return bitsandbytes().optim.AdamW8bit(parameters, settings.lr, settings.betas, settings.eps,
                                               settings.weight_decay)
     kind = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[settings.name]
-    return kind(parameters, settings.lr, settings.betas, settings.eps, settings.weight_decay, foreach=True)
+    return kind(parameters, settings.lr, settings.betas, settings.eps, settings.weight_decay, fused=True)
 
 
 class Learner:
