@@ -11,11 +11,8 @@ latents. Writes onestep/SPACE.json and ONESTEP.md. One seed, chosen before.
 
 import argparse
 import json
-import os
 import shutil
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +21,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from commands import cifar, command
 from compare import HERE, finite, machine
 from stillroom.codecs import Codec
 from stillroom.data import Source, open_source
@@ -37,8 +35,8 @@ from stillroom.recipes.endpoint import Endpoint
 from stillroom.settings import Images, Optimizer
 from stillroom.train import Silent, load, start
 
-STEPS, BATCH, SEED, N = 1000, 128, 1, 2000
-LOOKS = (100, 250, 500, 1000)
+STEPS, BATCH, SEED, N = 600, 128, 1, 2000
+LOOKS = (100, 200, 400, 600)
 RATE = Optimizer(lr=3e-4, clip=1.0, warmup=100)
 RESULTS, PAGE = HERE / "onestep", HERE / "ONESTEP.md"
 CODECS = {
@@ -51,21 +49,12 @@ TEACHER = ["--net", "dit", "--patch", "1", "--width", "96", "--depth", "4", "--b
 COLUMNS = {"frechet": ".2f", "precision": ".3f", "recall": ".3f", "density": ".3f", "coverage": ".3f"}
 
 
-def command(out: Path, *words: str) -> Path:
-    """A command of stillroom that leaves `out`, unless it is there; what was cut short goes on."""
-    if not (out / "product").exists() and not (out / "latents.json").exists():
-        begun = (out / "settings.toml").exists()
-        subprocess.run([sys.executable, "-m", "stillroom", *(("resume", str(out)) if begun else
-                                                             (*words, "--out", str(out)))], check=True)
-    return out
-
-
 class Judge:
     """Distances of decoded latents to pictures."""
 
-    def __init__(self, codec: Codec, features: Any, data: Path):
+    def __init__(self, codec: Codec, features: Any):
         self.codec, self.features = codec, features
-        self.train, self.test = (self.of(pictures(data / f"cifar10-jpeg/{split}.parquet", count))
+        self.train, self.test = (self.of(pictures(cifar(split), count))
                                  for split, count in (("train", 10_000), ("test", N)))
 
     @torch.inference_mode()
@@ -88,11 +77,11 @@ def kept(figures: dict[str, float]) -> dict[str, float]:
     return {name: figures[name] for name in COLUMNS}
 
 
-def opened(place: Path) -> Source:
-    return cast(Source, open_source(Images(data=str(place), size=32)))
+def opened(place: str) -> Source:
+    return cast(Source, open_source(Images(data=place, size=32)))
 
 
-def pictures(file: Path, count: int) -> Tensor:
+def pictures(file: str, count: int) -> Tensor:
     source = opened(file)
     rows = torch.randperm(len(source), generator=torch.Generator().manual_seed(0))[:count]
     return source.fetch(rows.sort().values.tolist(), 0).x
@@ -145,19 +134,19 @@ def median_seconds(run: Callable[[], object], rounds: int = 5) -> float:
     return statistics.median(taken)
 
 
-def measured(space: str, place: Path, data: Path) -> dict[str, Any]:
-    train = ["--data", str(data / "cifar10-jpeg/train.parquet"), "--size", "32"]
+def measured(space: str, place: Path) -> dict[str, Any]:
+    train = ["--data", cifar("train"), "--size", "32"]
     codec = command(place / "codec", "train", "codec", *train, "--flip", *CODECS[space])
     latents = command(place / "latents", "cache", *train, "--codec", str(codec))
-    encoded = command(place / "test", "cache", "--data", str(data / "cifar10-jpeg/test.parquet"), "--size", "32",
+    encoded = command(place / "test", "cache", "--data", cifar("test"), "--size", "32",
                       "--codec", str(codec))
     taught = command(place / "teacher", "train", "flow", "--data", str(latents), "--size", "32", *TEACHER)
     features = command(place / "features", "train", "features", "--data", str(latents), "--size", "32", "--width", "16",
                        "--patch", "1", "--steps", "600")
     pixels = command(place.parent / "judge", "train", "features", *train, "--flip", "--width", "16",
                      "--steps", "1000")
-    judge = Judge(cast(Codec, load(codec)), load(pixels).eval(), data)
-    flow, held = load(taught), opened(encoded)
+    judge = Judge(cast(Codec, load(codec)), load(pixels).eval())
+    flow, held = load(taught), opened(str(encoded))
     assert isinstance(flow, Flow)
     result: dict[str, Any] = {"command": f"python bench/onestep.py {space} --place FOLDER", "machine": machine(),
                               "latents": list(flow.shape), "floors": judge.floors(held.fetch(range(N), 0).x)}
@@ -222,8 +211,6 @@ if __name__ == "__main__":
     parser.add_argument("space", choices=CODECS)
     parser.add_argument("--place", type=Path, required=True)
     asked = parser.parse_args()
-    if "STILLROOM_DATA" not in os.environ:
-        sys.exit("set STILLROOM_DATA to the folder that holds cifar10-jpeg")
-    found = measured(asked.space, asked.place, Path(os.environ["STILLROOM_DATA"]))
+    found = measured(asked.space, asked.place)
     (RESULTS / f"{asked.space}.json").write_text(json.dumps(found, indent=1) + "\n")
     PAGE.write_text(page())

@@ -13,7 +13,8 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from stillroom.cli.flags import flag_names, parse
+from stillroom.cli.compare import Settings as OfCodecs
+from stillroom.cli.flags import flags_of, parse
 from stillroom.cli.sample import Settings as Sample
 from stillroom.recipes.flow import Settings as Flow
 from stillroom.recipes.sds import Settings as SDS
@@ -156,7 +157,7 @@ def test_whatever_a_file_holds_it_becomes_settings_or_one_line(cls):
 
 @pytest.mark.parametrize("cls", [Flow, VSD])
 def test_whatever_is_typed_it_becomes_settings_or_one_line(cls):
-    words = [f"--{name}" for name in flag_names(cls)]
+    words = [f"--{name}" for name, _ in flags_of(cls)]
     words += ["--no-flip", "--", "-", "--=", "-h1", "--outt", "--model", "3", "-1", "0.5", "nan", "1e999", "auto",
               "None", "[", "--size=3", "--data=digits", "--teacher=ring:3", "--out=o", "9" * 5000]
 
@@ -225,6 +226,16 @@ class Own(Run):
     on: bool
     pair: tuple[Natural, Positive]
     maybe: Count | None = None
+
+
+def test_a_list_that_is_given_twice_would_lose_its_first_half():
+    """Of a single value the last one counts, as everywhere."""
+    given = ["--data", "digits", "--out", "x", "--steps", "3", "--steps", "5"]
+    assert parse(OfCodecs, given, "c", "").steps == 5
+    assert parse(OfCodecs, [*given, "--reference", "gaussian", "noised:0.3"], "c", "").reference == (
+        "gaussian", "noised:0.3")
+    with pytest.raises(Refusal, match="c: --reference is given 2 times, of which the last alone would count"):
+        parse(OfCodecs, [*given, "--reference", "gaussian", "--reference", "noised:0.3"], "c", "")
 
 
 def test_required_settings_of_every_type_may_come_from_flags():

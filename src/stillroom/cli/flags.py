@@ -15,15 +15,15 @@ from stillroom.settings import Refusal, absent, checked, fit, nearest, read_toml
 T = TypeVar("T")
 
 
-def flag_names(cls: type, prefix: str = "") -> Iterator[str]:
-    """Every flag of a settings dataclass; nested ones are joined by a dot."""
+def flags_of(cls: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every flag of a settings dataclass, with its type; nested ones are joined by a dot."""
     hints = typing.get_type_hints(cls)
     for field in dataclasses.fields(cls):
         name = prefix + field.name.replace("_", "-")
         if dataclasses.is_dataclass(hints[field.name]):
-            yield from flag_names(hints[field.name], name + ".")  # pyright: ignore[reportArgumentType]
+            yield from flags_of(hints[field.name], name + ".")  # pyright: ignore[reportArgumentType]
         else:
-            yield name
+            yield name, hints[field.name]
 
 
 def given_flags(arguments: Sequence[str]) -> list[str]:
@@ -61,13 +61,16 @@ def with_gaps(cls: type[T], fitted: dict[str, Any]) -> T:
 
 
 def check_flags(cls: type, arguments: Sequence[str], command: str) -> None:
-    known = list(flag_names(cls))
-    for flag in given_flags(arguments):
+    known, given = dict(flags_of(cls)), given_flags(arguments)
+    for flag in given:
         head, dot, last = flag.rpartition(".")
         positive = head + dot + last.removeprefix("no-")
         if flag not in known and positive not in known:
             why = absent(cls, flag.replace("-", "_")) or nearest("--" + flag, ["--" + k for k in known])
             raise Refusal(f"{command}: --{flag} is not a setting{why}")
+        if (times := given.count(flag)) > 1 and typing.get_origin(known.get(flag)) is tuple:
+            raise Refusal(f"{command}: --{flag} is given {times} times, of which the last alone would count; give all "
+                          f"values after one --{flag}")
 
 
 def is_given(name: str, flags: Sequence[str]) -> bool:
