@@ -213,6 +213,17 @@ def test_the_encoding_is_on_the_card(tmp_path, data):
     assert card["encoding"] == json.loads(json.dumps(dataclasses.asdict(other.encoding)))
 
 
+def test_samples_of_a_teacher_of_latents_are_latents_of_its_codec(tmp_path, data):
+    latents = Tensors(data.x, data.y, data.classes, "latents")
+    latents.encoding = Encoding(LatentSpace(1, 1, (0.0,), (1.0,)), "abc", "centre 2")
+    settings = FlowMatching.Settings(out=tmp_path / "teacher", steps=600, batch=256, model=RATE, average=0.99, **POINTS,
+                                     **PLAIN)
+    teacher = start(FlowMatching, settings, "flow", {"data": latents}, Silent())
+    out = run(Drifting, tmp_path / "run", latents, teacher=str(teacher), steps=2, positives="teacher",
+              teacher_samples=300)
+    assert load_product(out).card["encoding"] == load_product(teacher).card["encoding"] != {}
+
+
 @pytest.mark.parametrize("recipe", [DMD, Endpoint])
 def test_a_teacher_without_a_network_is_refused(tmp_path, recipe):
     with pytest.raises(Refusal, match="no network for a student to start from"):

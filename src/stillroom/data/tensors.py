@@ -1,12 +1,16 @@
 """Data that already lies in memory: points, small image sets, latents."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from stillroom.data.batch import Batch
 from stillroom.settings import Refusal
+
+if TYPE_CHECKING:
+    from stillroom.data.latents import Encoding
 
 
 class Tensors:
@@ -29,6 +33,7 @@ class Tensors:
             raise Refusal(f"{name}: classes are given but no labels y")
         self.name, self.shape, self.x, self.y = name, tuple(x.shape[1:]), x.float(), None
         self.classes: tuple[str, ...] | None = None
+        self.encoding: Encoding | None = None       # of latents: how pictures became them
         if y is not None:
             self.y = check_labels(y, len(x), classes, name)
             self.classes = tuple(classes) if classes is not None else tuple(map(str, range(int(self.y.max()) + 1)))

@@ -155,7 +155,9 @@ class Drifting(Recipe):
         flow = open_teacher_of(settings.teacher, data)
         note(f"drawing {n} samples of teacher {settings.teacher}")
         x = flow.sample(n, seed_of(settings.seed, "positives"))
-        return {"data": Tensors(x, flow.labels(0, n), data.classes, settings.teacher)}
+        mine = Tensors(x, flow.labels(0, n), data.classes, settings.teacher)
+        mine.encoding = getattr(data, "encoding", None)
+        return {"data": mine}
 
     # ---- what there is at the start ----
 
