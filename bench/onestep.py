@@ -45,7 +45,9 @@ CODECS = {
     "kl": ["--preset", "kl", "--factor", "4", "--channels", "4", "--params", "400000", "--decoder-params", "600000",
            "--crop", "centre", "--steps", "3000", "--batch", "32"],
 }
-TEACHER = ["--net", "dit", "--patch", "1", "--width", "96", "--depth", "4", "--batch", "64", "--steps", "3000"]
+NETS = {"rae": ["--net", "ddt", "--width", "64", "--depth", "4", "--head-width", "128"],      # of 96 numbers a token
+        "kl": ["--net", "dit", "--width", "96", "--depth", "4"]}
+TEACHER = ["--patch", "1", "--batch", "64", "--steps", "3000", "--model.decay", "cosine"]
 COLUMNS = {"frechet": ".2f", "precision": ".3f", "recall": ".3f", "density": ".3f", "coverage": ".3f"}
 
 
@@ -140,7 +142,7 @@ def measured(space: str, place: Path) -> dict[str, Any]:
     latents = command(place / "latents", "cache", *train, "--codec", str(codec))
     encoded = command(place / "test", "cache", "--data", cifar("test"), "--size", "32",
                       "--codec", str(codec))
-    taught = command(place / "teacher", "train", "flow", "--data", str(latents), "--size", "32", *TEACHER)
+    taught = command(place / "teacher", "train", "flow", "--data", str(latents), "--size", "32", *NETS[space], *TEACHER)
     features = command(place / "features", "train", "features", "--data", str(latents), "--size", "32", "--width", "16",
                        "--patch", "1", "--steps", "600")
     pixels = command(place.parent / "judge", "train", "features", *train, "--flip", "--width", "16",
