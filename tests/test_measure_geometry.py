@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from stillroom.flows import Mixture
+from stillroom.match.drift import temperature_for
 from stillroom.measure import Cloud, cloud_of, participation_ratio, portrait, spectrum
 from stillroom.measure.geometry import (
     classes,
@@ -17,7 +18,6 @@ from stillroom.measure.geometry import (
     scatter,
     seen,
     temperature_at,
-    temperature_for,
     two_nn,
     unbiased,
     vectors,

@@ -372,14 +372,6 @@ def predicted_share(participation: float, temperature: float) -> float:
     return math.exp(-1 / (2 * participation * temperature**2))
 
 
-def temperature_for(participation: float, particles: int, wanted: float) -> float:
-    """R* = 1 / sqrt(2 PR ln(N / n*)), at which about n* of N samples count. Ours."""
-    if not 0 < wanted < particles:
-        raise Refusal(f"{wanted:g} of {particles} samples cannot be what a kernel sees: ask for more than 0 and fewer "
-                      "than all")
-    return 1 / math.sqrt(2 * participation * math.log(particles / wanted))
-
-
 def temperature_at(found: Seen, share: float) -> float | None:
     """The temperature at which the measured share is this one, between those that were measured; else none."""
     for (r, low), (s, high) in pairwise(zip(found.temperatures, found.measured, strict=True)):

@@ -5,7 +5,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from stillroom.measure.geometry import FLOOR, Seen, equivalent_time, temperature_at, temperature_for
+from stillroom.match.drift import temperature_for
+from stillroom.measure.geometry import FLOOR, Seen, equivalent_time, temperature_at
 from stillroom.measure.groups import kappa
 from stillroom.measure.portrait import SCOPES
 from stillroom.report import geometry_plots as plots

@@ -4,7 +4,8 @@ import math
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
-from stillroom.measure.geometry import Seen, temperature_at, temperature_for
+from stillroom.match.drift import temperature_for
+from stillroom.measure.geometry import Seen, temperature_at
 from stillroom.measure.groups import FAILS, WORKS, Grouping, Reading, kappa, reading
 from stillroom.report.words import number
 

@@ -84,15 +84,23 @@ def real_floor(positives: Tensor, *, seed: int = 0, **form: Any) -> Tensor:
     return drift(positives[:, order[:half]], positives[:, order[half:2 * half]], **form).stats["rms"]
 
 
+def temperature_for(pr: float, n: int, heard: float) -> float:
+    """R = 1 / sqrt(2 pr ln(n / n*)), at which about n* of n targets are heard, where they spread in `pr` dimensions
+    (their participation ratio). Ours: logits of Gaussian data are about Gaussian themselves, of deviation
+    1 / (R sqrt(2 pr)). A quarter of that variance is the sample's own, the same for all its targets, so that rather
+    (n* / n)^(3/4) of them are heard."""
+    if not 0 < heard < n:
+        raise Refusal(f"{heard:g} of {n} samples cannot be what a kernel sees: ask for more than 0 and fewer than all")
+    return 1 / math.sqrt(2 * pr * math.log(n / heard))
+
+
 def auto_temperatures(pr: float, n: int, share: Sequence[float] = SHARES) -> tuple[float, ...]:
-    """Temperatures at which about these shares of n targets are heard, where they spread in `pr` dimensions (their
-    participation ratio): R = 1 / sqrt(2 pr ln(n / n*)), n* = share n, at least 2 and at most n - 1; R is kept within
-    0.005 and 1. Ours: logits of Gaussian data are about Gaussian themselves, of deviation 1 / (R sqrt(2 pr)). A quarter
-    of that variance is the sample's own, the same for all its targets, so that rather share^(3/4) are heard."""
+    """Temperatures at which about these shares of n targets are heard, at least 2 of them and at most n - 1; each is
+    kept within 0.005 and 1."""
     if not 1 <= pr < math.inf or n < 4:
         raise Refusal(f"drifting: temperatures of {n} samples that spread in {pr:g} dimensions: four samples or more, "
                       "and one dimension or more, are needed")
     if not share or not all(0 < one < 1 for one in share):
         raise Refusal(f"drifting: shares {list(share)}: numbers between 0 and 1 are needed")
     heard = [min(max(one * n, 2), n - 1) for one in share]
-    return tuple(min(max(1 / math.sqrt(2 * pr * math.log(n / one)), COLDEST), HOTTEST) for one in heard)
+    return tuple(min(max(temperature_for(pr, n, one), COLDEST), HOTTEST) for one in heard)
