@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from stillroom.nets.build import buildable
 from stillroom.nets.dit import Block, patchify, positions, unpatchify
-from stillroom.nets.embed import Condition, final, one_time_per_sample, zeroed
+from stillroom.nets.embed import Condition, final, require_fit, zeroed
 
 
 class TokenBlock(Block):
@@ -66,10 +66,7 @@ class DDT(nn.Module):
 
     def forward(self, x_t: Tensor, t: Tensor, y: Tensor | None = None, r: Tensor | None = None,
                 w: Tensor | None = None) -> Tensor:
-        one_time_per_sample(x_t, t)
-        if x_t.shape[1:] != (self.channels, self.size, self.size):
-            wanted = (self.channels, self.size, self.size)
-            raise ValueError(f"a picture of {tuple(x_t.shape[1:])}: this DDT was built for {wanted}")
+        require_fit(self, x_t, t, (self.channels, self.size, self.size))
         tokens = patchify(x_t, self.patch)
         s = self.told(self.encode(tokens, t, y, r, w))                  # [B, N, head_width]
         h = self.enter_head(tokens) + self.head_position

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stillroom.nets.build import buildable
-from stillroom.nets.embed import Condition, final, one_time_per_sample, zeroed
+from stillroom.nets.embed import Condition, final, require_fit, zeroed
 
 
 def patchify(x: Tensor, p: int) -> Tensor:
@@ -102,10 +102,7 @@ class DiT(nn.Module):
 
     def forward(self, x_t: Tensor, t: Tensor, y: Tensor | None = None, r: Tensor | None = None,
                 w: Tensor | None = None) -> Tensor:
-        one_time_per_sample(x_t, t)
-        if x_t.shape[1:] != (self.channels, self.size, self.size):
-            wanted = (self.channels, self.size, self.size)
-            raise ValueError(f"a picture of {tuple(x_t.shape[1:])}: this DiT was built for {wanted}")
+        require_fit(self, x_t, t, (self.channels, self.size, self.size))
         c = F.silu(self.condition(t, y, r, w))
         h = self.enter(patchify(x_t, self.patch)) + self.position
         for block in self.blocks:

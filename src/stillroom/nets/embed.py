@@ -101,6 +101,12 @@ def one_time_per_sample(x: Tensor, t: Tensor):
         raise ValueError(f"t has shape {tuple(t.shape)}: expected one time per sample, {tuple(x.shape[:1])}")
 
 
+def require_fit(net: nn.Module, x: Tensor, t: Tensor, wanted: tuple[int, ...]):
+    one_time_per_sample(x, t)
+    if x.shape[1:] != wanted:
+        raise ValueError(f"a picture of {tuple(x.shape[1:])}: this {type(net).__name__} was built for {wanted}")
+
+
 INPUTS = {"guided": "the strength of guidance", "two_times": "a second time"}
 
 
