@@ -15,6 +15,7 @@ from stillroom import claims
 from stillroom.claims import docs, find, listing, stored
 from stillroom.claims import run as running
 from stillroom.claims.claim import Check, Claim, Part, interval, said_of, together, verdict
+from stillroom.claims.kept import Kept
 from stillroom.claims.picture import side_by_side
 from stillroom.cli.main import main
 from stillroom.recipes import listing as recipes
@@ -200,6 +201,42 @@ def test_run_from_the_command_line(tmp_path, monkeypatch, capsys):
     quick = json.loads(Path("claims/vsd.json").read_text())
     assert (quick["quick"], quick["seeds"], quick["verdict"]) == (True, [101, 102, 103], "mixed")
     assert quick["command"] == "stillroom claims run vsd --quick --seeds 101,102,103"
+
+
+def test_what_was_carried_out_before_a_kill_is_not_carried_out_again(tmp_path, monkeypatch, capsys):
+    asked, out = [], tmp_path / "vsd.json"
+    part, command = tmp_path / "vsd.part.jsonl", ["claims", "run", "vsd", "--seeds", "7,8,9", "--jobs", "1", "--out"]
+
+    def killed(arm, seed, quick):
+        asked.append((arm, seed))
+        if len(asked) == 6:
+            raise KeyboardInterrupt
+        return tiny(arm, seed, quick)
+
+    use(monkeypatch, fake(killed))
+    with pytest.raises(KeyboardInterrupt):
+        running.run(find("vsd"), (7, 8, 9), path=out, tell=lambda text: None)
+    part.write_text(part.read_text() + '{"arm": "null", "se')      # torn in the middle of a line
+    assert not out.exists() and main([*command, str(out)]) == 0
+    assert "5 of 12 arms and seeds were carried out before" in capsys.readouterr().err
+    assert len(asked) == 13 and asked.count(asked[5]) == 2 and len(set(asked)) == 12
+    assert not part.exists()
+    use(monkeypatch, fake(tiny))
+    assert main([*command, str(tmp_path / "whole.json")]) == 0
+    mine, whole = (json.loads(path.read_text()) for path in (out, tmp_path / "whole.json"))
+    assert mine["values"] == whole["values"] and mine["verdict"] == whole["verdict"]
+
+
+@pytest.mark.parametrize("change", ["code", "quick"])
+def test_what_was_carried_out_otherwise_does_not_count(change, tmp_path, monkeypatch):
+    path = tmp_path / "x.part.jsonl"
+    first = Kept(path, claim="x", quick=False)
+    assert first.read() == {}
+    first.add(("ours", 7), ({"error": 1.5, "drift": None}, 2.0))
+    assert first.read() == {("ours", 7): ({"error": 1.5, "drift": None}, 2.0)}
+    if change == "code":
+        monkeypatch.setattr("stillroom.claims.kept.code", lambda: "another")
+    assert Kept(path, claim="x", quick=change == "quick").read() == {} == first.read()
 
 
 def test_a_claim_that_does_not_hold_is_a_result_and_an_invalid_one_an_error(tmp_path, monkeypatch, capsys):

@@ -20,6 +20,7 @@ import torch
 from stillroom import train
 from stillroom.claims import find
 from stillroom.claims.claim import Claim, verdict
+from stillroom.claims.kept import Kept, Outcome, Task
 from stillroom.settings import Refusal
 from stillroom.train.files import write_atomically
 from stillroom.train.folder import machine, now
@@ -56,10 +57,6 @@ def idle(recipe: type, *roles: str) -> type:
     return Idle
 
 
-Task = tuple[str, int]
-"""(arm, seed)"""
-
-
 @contextmanager
 def one_thread() -> Iterator[None]:
     """Nets this small gain nothing from a second thread, and lose tenfold where another process uses that core."""
@@ -71,8 +68,7 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def timed(claim: Claim, task: Task, quick: bool) -> tuple[dict[str, float | None], float]:
-    """The metrics of one arm and seed, and the seconds they took."""
+def timed(claim: Claim, task: Task, quick: bool) -> Outcome:
     start = time.perf_counter()
     with one_thread():
         metrics = claim.measure(*task, quick)
@@ -89,12 +85,13 @@ def claim_on(name: str, data: str) -> Claim:
     return claim.on(data) if data and claim.on else claim
 
 
-def timed_by_name(name: str, data: str, task: Task, quick: bool) -> tuple[dict[str, float | None], float]:
+def timed_by_name(name: str, data: str, task: Task, quick: bool) -> Outcome:
     """In a process of its own, which finds the claim again: functions of a claim do not travel."""
     return timed(claim_on(name, data), task, quick)
 
 
-def carried_out(claim: Claim, data: str, tasks: Sequence[Task], quick: bool, jobs: int) -> Iterator[tuple[Task, Any]]:
+def carried_out(claim: Claim, data: str, tasks: Sequence[Task], quick: bool,
+                jobs: int) -> Iterator[tuple[Task, Outcome]]:
     """(task, what came of it), as they end. Each is a function of its seed alone, whichever process it runs in."""
     if jobs == 1:
         yield from ((task, timed(claim, task, quick)) for task in tasks)
@@ -106,17 +103,25 @@ def carried_out(claim: Claim, data: str, tasks: Sequence[Task], quick: bool, job
 
 
 def run(claim: Claim, seeds: Sequence[int], quick: bool = False, jobs: int = 1,
-        tell: Callable[[str], None] = print, data: str = "") -> dict[str, Any]:
-    done, tasks = {}, [(a, s) for a in claim.arms for s in seeds]
-    for (arm, seed), (metrics, seconds) in carried_out(claim, data, tasks, quick, jobs):
+        tell: Callable[[str], None] = print, data: str = "", path: Path | None = None) -> dict[str, Any]:
+    """`path`: of the result that this writes. What was carried out is kept beside it until then."""
+    tasks = [(a, s) for a in claim.arms for s in seeds]
+    kept = path and Kept(path.with_suffix(".part.jsonl"), claim=claim.name, quick=quick, data=data)
+    done = kept.read() if kept else {}
+    if before := [task for task in tasks if task in done]:
+        tell(f"{claim.name}: {len(before)} of {len(tasks)} arms and seeds were carried out before; going on")
+    left = [task for task in tasks if task not in done]
+    for (arm, seed), (metrics, seconds) in carried_out(claim, data, left, quick, jobs):
         done[arm, seed] = metrics, seconds
+        if kept:
+            kept.add((arm, seed), done[arm, seed])
         told = "  ".join(f"{n} {'not finite' if v is None else f'{v:.3g}'}" for n, v in metrics.items())
         tell(f"{claim.name}: {arm}, seed {seed}, {seconds:.0f} s: {told}")
     values = {arm: {seed: done[arm, seed][0] for seed in seeds} for arm in claim.arms}
     seconds = {arm: round(sum(done[arm, seed][1] for seed in seeds), 1) for arm in claim.arms}
     judged = verdict(claim, values)
     flag = (" --quick" if quick else "") + (" --data DATA" if data else "")
-    return {
+    result = {
         "claim": claim.name,
         "verdict": judged.pop("verdict"),
         "reason": judged.pop("reason"),
@@ -134,10 +139,10 @@ def run(claim: Claim, seeds: Sequence[int], quick: bool = False, jobs: int = 1,
         "date": now(),
         "command": f"stillroom claims run {claim.name}{flag} --seeds {','.join(map(str, seeds))}",
     }
-
-
-def write(result: dict[str, Any], path: Path) -> None:
-    write_atomically(path, json.dumps(result, indent=1, allow_nan=False) + "\n")
+    if path and kept:
+        write_atomically(path, json.dumps(result, indent=1, allow_nan=False) + "\n")
+        kept.forget()
+    return result
 
 
 def ready(path: Path) -> None:

@@ -16,7 +16,8 @@ USAGE = """usage: stillroom claims COMMAND
   list [--names | --json]                 the claims, and the verdicts that came with this stillroom
   run NAME... [--quick] [--seeds 101,102,103] [--out FILE.json | FOLDER] [--jobs N] [--data DATA]
                                           carry claims out anew, in N processes (default: one per core); values go to
-                                          claims/NAME.json; --data: a folder with the splits train and val, for
+                                          claims/NAME.json; cut short, the same command goes on with the arms and seeds
+                                          that are left, while the code is the same; --data: a folder with the splits train and val, for
                                           claims that take one; exit code 1 if a claim is invalid, else 0
   docs [--out docs/claims.md]             the page of all stored results
   picture NAME [--seed 101] --out FILE.png"""
@@ -71,8 +72,8 @@ def run_claims(arguments: list[str]) -> int:
     invalid = False
     for name, path in paths.items():
         claim = running.claim_on(name, data)
-        result = running.run(claim, seeds or claim.seeds, quick, jobs, lambda text: print(text, file=sys.stderr), data)
-        running.write(result, path)
+        result = running.run(claim, seeds or claim.seeds, quick, jobs, lambda text: print(text, file=sys.stderr), data,
+                             path)
         print(summary(json.loads(path.read_text(encoding="utf-8"))) + f"\nvalues:  {path}")
         invalid |= result["verdict"] == "invalid"
     return int(invalid)
