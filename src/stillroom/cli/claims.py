@@ -17,8 +17,9 @@ USAGE = """usage: stillroom claims COMMAND
   run NAME... [--quick] [--seeds 101,102,103] [--out FILE.json | FOLDER] [--jobs N] [--data DATA]
                                           carry claims out anew, in N processes (default: one per core); values go to
                                           claims/NAME.json; cut short, the same command goes on with the arms and seeds
-                                          that are left, while the code is the same; --data: a folder with the splits train and val, for
-                                          claims that take one; exit code 1 if a claim is invalid, else 0
+                                          that are left, while the code is the same; --data: a folder with the splits
+                                          train and val, for claims that take one; exit code 1 if a claim is invalid,
+                                          else 0
   docs [--out docs/claims.md]             the page of all stored results
   picture NAME [--seed 101] --out FILE.png"""
 
