@@ -1,6 +1,7 @@
 """The benches' figures against closed forms: coverage of the median's interval, and what a ratio must not depend on."""
 
 import sys
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "bench"))
 
-from compare import Figure, interleave, median, ratio, tail  # pyright: ignore[reportMissingImports]
+from compare import HERE, Figure, interleave, median, ratio, tail  # pyright: ignore[reportMissingImports]
 
 
 # Conover, Practical Nonparametric Statistics: ranks of the 95 % interval of a median.
@@ -52,3 +53,9 @@ def test_contenders_alternate_and_warm_up_is_left_out():
     samples = interleave({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, rounds=3, warmup=2)
     assert calls == ["a", "b"] * 5
     assert {name: len(s) for name, s in samples.items()} == {"a": 3, "b": 3}
+
+
+def test_no_bench_is_called_like_a_package():
+    """The folder of a script that runs comes first on the path: what has a package's name would stand in its place."""
+    taken = sys.stdlib_module_names | packages_distributions().keys()
+    assert not {file.stem for file in HERE.glob("*.py")} & taken
