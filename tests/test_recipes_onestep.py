@@ -105,13 +105,21 @@ def test_taps_of_maps_and_of_the_teachers_hidden_states(tmp_path):
                      "blocks.1 mean", "blocks.1 deviation"}
 
 
-def test_what_is_told_is_the_field_beside_that_of_real_samples(tmp_path, data):
-    place = run(Drifting, tmp_path / "run", data, steps=300)
+def told_of_the_field(place):
     rows = read_rows(place / "metrics.jsonl")
-    ratios = [row["field/identity"] / row["field/identity, floor"] for row in rows]
+    return rows, [row["field/identity"] / row["field/identity, floor"] for row in rows]
+
+
+def test_what_is_told_is_the_field_beside_that_of_real_samples(tmp_path, data):
+    rows, ratios = told_of_the_field(run(Drifting, tmp_path / "run", data, steps=300))
     assert ratios[0] > 3                                        # generated samples are far from real ones at first
-    assert 0.5 < sum(ratios[-5:]) / 5 < 2                       # and then as near as real ones are
     assert max(r["student/identity"] for r in rows) < 1.5 * min(r["student/identity"] for r in rows)   # stands still
+
+
+def test_generated_samples_come_as_near_as_real_ones_are(tmp_path, data):
+    """Many samples and rows: of few, one ratio in ten is beyond 3."""
+    _, ratios = told_of_the_field(run(Drifting, tmp_path / "run", data, steps=500, batch=192, support=128))
+    assert ratios[0] > 3 and 0.5 < sum(ratios[-10:]) / 10 < 2
 
 
 def test_samples_that_have_contracted_are_told_of(data):
