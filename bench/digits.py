@@ -9,20 +9,20 @@ test pictures by `stillroom compare`. What FOLDER holds already is used again. W
 """
 
 import argparse
+import dataclasses
 import json
 import math
 import shutil
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
+from commands import stillroom
 from compare import HERE, finite, machine
 from stillroom.claims.run import run_in
 from stillroom.data import digits
@@ -40,7 +40,7 @@ UPDATES, BATCH, N = 400, 120, 2000
 RATES = (3e-4, 1e-3, 3e-3)
 CHOOSING, SEEDS = 1, (101, 102, 103)
 STRENGTH = 1.5
-"""Of guidance, for the two methods that are about it; all others follow the teacher without."""
+"""Of guidance, for methods that are about it, and for dmd beside them; all others follow the teacher without."""
 GAP: dict[str, Any] = {"steps": 2 * UPDATES, "every": 2}      # two updates of the fake score for one of the student
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "endpoint": ("endpoint", {"pairs": 2000}),
@@ -94,14 +94,14 @@ def taught(place: Path) -> None:
 
 
 def run_of(place: Path, method: str, rate: float, seed: int) -> Path:
-    """A student, unless it is there. Of what learns beside it a score takes the same rate, and a critic its own."""
+    """A student, unless it is there: its optimizer is the recipe's own but for the rate. Of what learns beside it a
+    score takes the same rate, and a critic its own."""
     torch.set_num_threads(1)
     word, settings = METHODS[method]
-    recipe, optimizer = find(word), Optimizer(lr=rate, clip=1.0, warmup=50)
-    known = recipe.Settings.__dataclass_fields__
-    told = {"teacher": str(place / "teacher"), "steps": UPDATES, "batch": BATCH, "average": 0.99, "seed": seed,
-            "student": optimizer}
-    told |= {"score": optimizer} if "score" in known else {}
+    recipe = find(word)
+    told = {"teacher": str(place / "teacher"), "steps": UPDATES, "batch": BATCH, "average": 0.99, "seed": seed}
+    told |= {field.name: dataclasses.replace(cast(Any, field.default_factory)(), lr=rate, warmup=50)
+             for field in dataclasses.fields(recipe.Settings) if field.name in ("student", "score")}
     told |= {"data": "given", "size": 8} if recipe.inputs else {}
     given = {"data": parts()[0]} if recipe.inputs else None
     return once(place, f"{folder_of(method)}/{rate:g}-{seed}", recipe, given, **{**told, **settings})
@@ -124,9 +124,8 @@ def compared(place: Path, chosen: Mapping[str, float]) -> dict[str, Any]:
     """What compare.json holds."""
     lines = [f"{folder_of(m)}=" + ",".join(str(place / folder_of(m) / f"{rate:g}-{seed}") for seed in SEEDS)
              for m, rate in chosen.items()]
-    subprocess.run([sys.executable, "-m", "stillroom", "compare", *lines, "--data", "digits:test", "--heldout",
-                    "digits", "--size", "8", "--features", str(place / "features"), "--n", str(N), "--out",
-                    str(place / "compare"), "--device", "cpu"], check=True)
+    stillroom("compare", *lines, "--data", "digits:test", "--heldout", "digits", "--size", "8", "--features",
+              str(place / "features"), "--n", str(N), "--out", str(place / "compare"), "--device", "cpu")
     return json.loads((place / "compare/compare.json").read_text())
 
 
@@ -179,4 +178,3 @@ if __name__ == "__main__":
     found = finite(measured(asked.place.resolve(), asked.jobs))
     RESULT.write_text(json.dumps(found, indent=1) + "\n")
     PAGE.write_text(page(found))
-

@@ -8,6 +8,7 @@ from torch import nn
 
 WORKS_ON = "works_on"
 
+
 def offload(net: nn.Module) -> None:
     """In place. Its parameters are to be frozen, and no other network's. A graph that goes through an answer keeps the
     weights that were brought for it until it is gone itself."""
