@@ -4,6 +4,7 @@ plain autoencoder brought to that flow and to other references, and what they ar
     STILLROOM_DATA=DATA python bench/dmvae_cifar.py --place FOLDER
 
 DATA holds cifar10-jpeg/{train,test}.parquet. What FOLDER holds already is used again, and what was cut short goes on.
+With names of runs it trains these alone, in the order given, so that several can be made at a time, beside each other.
 One seed, chosen before. Writes DMVAE.md: the commands, and what `stillroom compare` printed.
 """
 
@@ -11,6 +12,7 @@ import argparse
 import json
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 from commands import cifar, command, stillroom
@@ -45,14 +47,20 @@ def placed(words: list[str], place: Path) -> list[str]:
     return [str(place / word.lower()) if word in ("TOK", "PLAIN", "REF") else word for word in words]
 
 
+def shown() -> list[str]:
+    return ["--data", cifar("train"), "--size", "32"]
+
+
+def trained(place: Path, names: Iterable[str]) -> None:
+    for name in names:
+        command(place / name, *placed(RUNS[name], place), *shown(), "--seed", SEED)
+
+
 def measured(place: Path) -> str:
     """What the comparison printed."""
-    shown = ["--data", cifar("train"), "--size", "32"]
-    for name, words in RUNS.items():
-        command(place / name, *placed(words, place), *shown, "--seed", SEED)
-    judge = command(place / "judge", "train", "features", *shown, "--flip", "--width", "16", "--steps", "1000")
+    judge = command(place / "judge", "train", "features", *shown(), "--flip", "--width", "16", "--steps", "1000")
     references = [f"dmvae-ssl={place / 'ref'}", "dmvae-gmm=gmm:10", "dmvae-gaussian=gaussian"]
-    said = stillroom("compare", *(str(place / name) for name in COMPARED), *shown, "--heldout", cifar("test"),
+    said = stillroom("compare", *(str(place / name) for name in COMPARED), *shown(), "--heldout", cifar("test"),
                      "--features", str(judge), "--reference", *references, "--steps", "1500", "--n", "1000", "--out",
                      str(place / "compare"), stdout=subprocess.PIPE, text=True).stdout
     return said.replace(f"{place}/", "")
@@ -85,6 +93,13 @@ def page(place: Path, said: str) -> str:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--place", type=Path, required=True)
-    place = parser.parse_args().place.resolve()
+    parser.add_argument("runs", nargs="*", metavar="RUN", help=f"of {', '.join(RUNS)}")
+    given = parser.parse_args()
+    place = given.place.resolve()
+    if unknown := set(given.runs) - set(RUNS):
+        parser.error(f"{', '.join(sorted(unknown))}: the runs are {', '.join(RUNS)}")
+    trained(place, given.runs or RUNS)
+    if given.runs:
+        sys.exit()
     PAGE.write_text(page(place, measured(place)))
     sys.stdout.write(PAGE.read_text())

@@ -1,10 +1,11 @@
 """What the trainer adds to a step: a whole run by `Trainer.fit` against the same mathematics written by hand, and the
 same hand-written loop inside accelerate.
 
-Ours is an untouched `fit` on a run folder. The others take their turns inside its log calls, so that all alternate in
-blocks of steps within one process. Where a process lays its arrays makes two copies of one loop differ by a per cent or
-two; so the race is run in several processes, each of which counts once, and by hand in two copies. Checkpoints come too
-seldom for every block to hold one: they are timed by themselves, and ours is charged its share at the cadence of a
+Ours is an untouched `fit` on a run folder. The others take their turns between its steps, after the last word of the
+recipe, so that all alternate within a tenth of a second: the machine's speed wanders from second to second. A contender
+is the mean of its steps, because its log comes with one in twenty. Where a process lays its arrays makes two copies of
+one loop differ by a per cent or two; so the race is run in several processes, each of which counts once, and by hand in
+two copies. Checkpoints come too seldom: they are timed by themselves, and ours is charged its share at the cadence of a
 default run.
 """
 
@@ -19,7 +20,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
@@ -37,9 +38,10 @@ from stillroom.train.run import prepared
 from stillroom.train.world import open_world
 
 LIMIT = 1.03
-BLOCK = 20
+BLOCK = 2
 """Steps a contender runs before the next one's turn."""
-PROCESSES, ROUNDS = 16, 8
+WARM, ROUNDS, PROCESSES = 10, 80, 16
+"""Rounds that are not counted, and those that are, in each process."""
 LATENT = (4, 8, 8)
 NETS = {"DiT, width 96, 3 blocks": (96, 3), "DiT, width 36, 1 block": (36, 1)}
 BOUNDED = "DiT, width 96, 3 blocks"
@@ -89,11 +91,13 @@ def by_hand(net: nn.Module, x: Tensor, settings: Settings,
     return block
 
 
-class Guests(Silent):
-    """Told of every row of our run; at the end of each of our blocks the guests run one of theirs."""
+class Race(FlowMatching):
+    """At the end of each of our blocks the guests run one of theirs."""
 
-    def __init__(self, guests: Mapping[str, Callable[[], None]]):
-        self.guests, self.since = guests, time.perf_counter()
+    guests: Mapping[str, Callable[[], None]]
+
+    def start(self, guests: Mapping[str, Callable[[], None]]) -> None:
+        self.guests, self.ran, self.since = guests, 0, time.perf_counter()
         self.samples: dict[str, list[float]] = {name: [] for name in ("ours", *guests)}
 
     def lap(self, name: str) -> None:
@@ -101,34 +105,37 @@ class Guests(Silent):
         self.samples[name].append((now - self.since) / BLOCK)
         self.since = time.perf_counter()
 
-    def row(self, row):
-        if row["step"] % BLOCK == 0:
+    def after(self, batch, turn):
+        super().after(batch, turn)
+        self.ran += 1
+        if self.ran % BLOCK == 0:
             self.lap("ours")
             for name, block in self.guests.items():
-                block()
+                with torch.enable_grad():
+                    block()
                 self.lap(name)
 
 
 def race(settings: Settings, x: Tensor) -> tuple[dict[str, list[float]], list[float], Trainer]:
-    """Seconds per step of each contender and round, without the first; seconds of checkpoints; our trainer."""
+    """Seconds per step of each contender and round; seconds of checkpoints; our trainer."""
     with open_world("cpu") as world:
         folder = RunFolder(settings.out, settings.keep)
-        ours = prepared(FlowMatching, settings, {"data": Tensors(x)}, folder, Silent(), world)
+        ours = prepared(Race, settings, {"data": Tensors(x)}, folder, Silent(), world)
         with contextlib.closing(folder), ours as trainer:
-            net, accelerator = trainer.recipe.model.net, Accelerator(cpu=True)  # pyright: ignore
-            watch = Guests({
+            recipe, accelerator = cast(Race, trainer.recipe), Accelerator(cpu=True)
+            net = recipe.model.net
+            recipe.start({
                 "by hand": by_hand(copy.deepcopy(net), x, settings),
                 "by hand in accelerate": by_hand(copy.deepcopy(net), x, settings, accelerator),
                 "by hand, again": by_hand(copy.deepcopy(net), x, settings),
             })
-            trainer.watch = watch
             trainer.fit()
             saves = []
             for trainer.step in range(1, 9):
                 start = time.perf_counter()
                 trainer.save({})
                 saves.append(time.perf_counter() - start)
-            return {name: s[1:] for name, s in watch.samples.items()}, saves, trainer
+            return {name: s[WARM:] for name, s in recipe.samples.items()}, saves, trainer
 
 
 def floor(trainer: Trainer, x: Tensor) -> tuple[float, str]:
@@ -150,16 +157,16 @@ def floor(trainer: Trainer, x: Tensor) -> tuple[float, str]:
 
 
 def race_here(name: str, rounds: int) -> dict[str, Any]:
-    """A race in this process: the median of each contender's rounds, what a checkpoint costs, and the floor."""
+    """A race in this process: the mean of each contender's rounds, what a checkpoint costs, and the floor."""
     x = Tensors(torch.randn(4096, *LATENT, generator=torch.Generator().manual_seed(0))).x
     width, depth = NETS[name]
     with tempfile.TemporaryDirectory() as place:
         settings = Settings(out=Path(place) / "run", data="", size=LATENT[-1], net="dit", width=width, depth=depth,
                             precision="float32")
-        cadence, steps = max(1, min(1000, settings.steps // 8)), BLOCK * (1 + rounds)
+        cadence, steps = max(1, min(1000, settings.steps // 8)), BLOCK * (WARM + rounds)
         samples, saves, trainer = race(dataclasses.replace(settings, steps=steps, checkpoint_every=steps), x)
         seconds, how = floor(trainer, x)
-    return {"samples": {name: statistics.median(s) for name, s in samples.items()}, "save": statistics.median(saves),
+    return {"samples": {name: statistics.mean(s) for name, s in samples.items()}, "save": statistics.median(saves),
             "cadence": cadence, "floor": seconds, "how": how}
 
 
@@ -172,7 +179,7 @@ def apart(name: str, rounds: int) -> dict[str, Any]:
 def run(quick: bool) -> tuple[list[dict], list[str]]:
     rows, notes = [], []
     for name in NETS:
-        races = [apart(name, 3 if quick else ROUNDS) for _ in range(3 if quick else PROCESSES)]
+        races = [apart(name, 10 if quick else ROUNDS) for _ in range(3 if quick else PROCESSES)]
         one, plain, accelerated, again = ([r["samples"][who] for r in races] for who in
                                           ("by hand", "ours", "by hand in accelerate", "by hand, again"))
         hand = [(a + b) / 2 for a, b in zip(one, again, strict=True)]

@@ -22,7 +22,9 @@ Expect: latents nearer to the reference, and some reconstruction lost for it; th
 nothing like the data, of few modes above all, costs most.
 """
 
+from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -166,7 +168,6 @@ class DMVAE(Recipe):
         self.mean = Average(self.codec, s.average)
         self.critic = PatchCritic(s.critic_width) if s.adversarial else None
         self.perceptual = perceptual_of(s) if s.perceptual else None
-        self.target = self.reference.sample(COMPARED, seed_of(s.seed, "compared"), y=self.labels_of(self.reference))
 
     @classmethod
     def prepare(cls, settings, sources, note):
@@ -292,6 +293,14 @@ class DMVAE(Recipe):
     def preview(self):
         x = sample(self.data, 16, self.settings.seed).x.to(self.device).expand(-1, 3, -1, -1)
         return {"pictures": x, "reconstructions": self.finished().reconstruct(x)}
+
+    @cached_property
+    def target(self) -> Tensor:
+        """Samples of the reference, drawn where they are wanted: a large reference takes minutes for them."""
+        bare = self.shaped.bare if isinstance(self.shaped, ByScores) else nullcontext
+        with bare():
+            return self.reference.sample(COMPARED, seed_of(self.settings.seed, "compared"),
+                                         y=self.labels_of(self.reference))
 
     def distances(self, z: Tensor) -> dict[str, float]:
         """Of latents to the reference."""
