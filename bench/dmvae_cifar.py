@@ -36,7 +36,6 @@ RUNS = {
     "ref": ["train", "flow", "--codec", "TOK", *PRIOR],
     "dmvae-ssl": [*BROUGHT, *TO_SSL, "--weight", "2"],
     "dmvae-gmm": [*BROUGHT, "--reference", "gmm:10", "--weight", "2"],
-    "dmvae-gaussian": [*BROUGHT, "--reference", "gaussian", "--weight", "2"],
     "null": [*BROUGHT, *TO_SSL, "--weight", "0"],
 }
 """TOK, PLAIN and REF are the runs of these names. `null` goes on reconstructing without the pull."""
@@ -59,7 +58,7 @@ def trained(place: Path, names: Iterable[str]) -> None:
 def measured(place: Path) -> str:
     """What the comparison printed."""
     judge = command(place / "judge", "train", "features", *shown(), "--flip", "--width", "16", "--steps", "1000")
-    references = [f"dmvae-ssl={place / 'ref'}", "dmvae-gmm=gmm:10", "dmvae-gaussian=gaussian"]
+    references = [f"dmvae-ssl={place / 'ref'}", "dmvae-gmm=gmm:10"]
     said = stillroom("compare", *(str(place / name) for name in COMPARED), *shown(), "--heldout", cifar("test"),
                      "--features", str(judge), "--reference", *references, "--steps", "1500", "--n", "1000", "--out",
                      str(place / "compare"), stdout=subprocess.PIPE, text=True).stdout

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,7 @@ from stillroom import claims
 from stillroom.claims import docs, find, listing, stored
 from stillroom.claims import run as running
 from stillroom.claims.claim import Check, Claim, Part, interval, said_of, together, verdict
-from stillroom.claims.kept import Kept
+from stillroom.claims.kept import Kept, held, part_of
 from stillroom.claims.picture import side_by_side
 from stillroom.cli.main import main
 from stillroom.recipes import listing as recipes
@@ -105,6 +106,27 @@ def test_values_that_are_not_finite_are_no_evidence():
             found = verdict(fake(), values)
             assert found["verdict"] == "invalid"
             assert f"arm {arm}, seed 2: error" in found["reason"]
+
+
+@pytest.mark.parametrize("margin", [
+    lambda mine, arms: 1 / mine["drift"],
+    lambda mine, arms: math.log(mine["drift"]),
+    lambda mine, arms: mine["drift"] or math.inf,
+    lambda mine, arms: mine["drift"] or math.nan,
+])
+def test_margins_that_are_not_finite_are_no_evidence(margin):
+    claim = fake(checks=(HALF, Check("odd", "drift in odd units", margin)))
+    values = measured((1.0, 1.2, 0.9))
+    for arm in ("ours", "null"):
+        for seed in (1, 2, 3):
+            values[arm][seed]["drift"] = 0.1
+    assert verdict(claim, values)["reason"] == ""
+    for arm in ("null", "ours"):
+        values[arm][2]["drift"] = 0.0
+        found = verdict(claim, values)
+        assert found["verdict"] == "invalid"
+        assert f"check 'odd', arm {arm}, seed 2" in found["reason"]
+        json.dumps(found, allow_nan=False)
 
 
 def test_names():
@@ -225,6 +247,59 @@ def test_what_was_carried_out_before_a_kill_is_not_carried_out_again(tmp_path, m
     assert main([*command, str(tmp_path / "whole.json")]) == 0
     mine, whole = (json.loads(path.read_text()) for path in (out, tmp_path / "whole.json"))
     assert mine["values"] == whole["values"] and mine["verdict"] == whole["verdict"]
+
+
+def test_asking_otherwise_costs_nothing_that_is_kept(tmp_path, monkeypatch, capsys):
+    out, command = tmp_path / "vsd.json", ["claims", "run", "vsd", "--seeds", "7", "--jobs", "1", "--out"]
+
+    def stopped(arm, seed, quick):
+        if arm == "null" and not quick:
+            raise KeyboardInterrupt
+        return tiny(arm, seed, quick)
+
+    use(monkeypatch, fake(stopped, on=lambda data: fake(tiny)))
+    assert main([*command, str(out)]) == 130
+    assert "the same command goes on" in capsys.readouterr().err
+    kept = (tmp_path / "vsd.part.jsonl").read_text()
+    assert main([*command, str(out), "--quick"]) == main([*command, str(out), "--data", "photographs"]) == 0
+    assert [path.name for path in sorted(tmp_path.iterdir())] == ["vsd.json", "vsd.part.jsonl"]
+    assert (tmp_path / "vsd.part.jsonl").read_text() == kept
+    asked = [(False, ""), (True, ""), (False, "a"), (False, "b"), (True, "a")]
+    assert len({part_of(out, *how) for how in asked}) == 5
+
+
+def test_one_command_at_a_time_is_at_work_on_a_file(tmp_path, monkeypatch, capsys):
+    begun = []
+    use(monkeypatch, fake(lambda *task: begun.append(task)))
+    with held(part_of(tmp_path / "vsd.json", False, "")):
+        assert main(["claims", "run", "gdd", "vsd", "--jobs", "1", "--out", str(tmp_path)]) == 2
+    said = capsys.readouterr().err
+    assert "vsd.part.jsonl: another command is at work" in said and len(said.splitlines()) == 1
+    assert not begun and not list(tmp_path.iterdir())
+
+
+def test_what_a_later_claim_refuses_is_said_before_the_first(tmp_path, monkeypatch, capsys):
+    begun = []
+    use(monkeypatch, fake(lambda *task: begun.append(task), on=lambda data: find("vsd")))
+    assert main(["claims", "run", "vsd", "gdd", "--data", "x", "--jobs", "1", "--out", str(tmp_path / "new")]) == 2
+    assert "claim gdd takes no data" in capsys.readouterr().err
+    assert not begun and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_training_that_is_stopped_names_no_folder_of_its_own(number, tmp_path, monkeypatch, capsys):
+    from stillroom.recipes.vsd import VSD
+
+    class Stopped(VSD):
+        def losses(self, batch, turn):
+            signal.raise_signal(number)
+            return super().losses(batch, turn)
+
+    use(monkeypatch, fake(lambda *task: running.trained(Stopped, teacher="ring:5", batch=32, width=16, steps=9)))
+    assert main(["claims", "run", "vsd", "--jobs", "1", "--out", str(tmp_path)]) == 130
+    said = capsys.readouterr().err
+    assert "vsd: stopped; the same command goes on" in said and "resume" not in said
+    assert not list(tmp_path.glob("*.lock"))
 
 
 @pytest.mark.parametrize("change", ["code", "quick"])

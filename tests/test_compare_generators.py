@@ -20,7 +20,8 @@ from stillroom.cli import comparison_runs
 from stillroom.data import Tensors
 from stillroom.flows import Denoiser, Flow, Mixture, OneStep
 from stillroom.measure.distances import paired_error
-from stillroom.measure.diversity import contrast, saturated, spread_within
+from stillroom.measure.diversity import contrast, relative_spread, saturated, spread_within
+from stillroom.measure.images import as_8bit
 from stillroom.measure.metrics import panel
 from stillroom.nets import DiT
 from stillroom.paths import Linear
@@ -28,7 +29,7 @@ from stillroom.recipes.endpoint import Endpoint
 from stillroom.recipes.flow import FlowMatching
 from stillroom.report import compare_runs as report
 from stillroom.report.words import number
-from stillroom.settings import Optimizer
+from stillroom.settings import Optimizer, seed_of
 from stillroom.train import Product, Silent, start
 from stillroom.train.product import save_product
 from test_report import Read, browser, opened
@@ -139,6 +140,38 @@ def test_a_mixture_counts_its_modes_and_is_its_own_data(home, tmp_path):
     assert own["modes"]["held"] == 4 and own["modes"]["apart"] < 0.05
 
 
+def test_a_grid_is_a_mixture_too(home, tmp_path):
+    student(tmp_path / "grid", "grid:2:0.1", origin=str(home / "flow"))
+    compared(tmp_path / "grid", N, "--out", tmp_path / "out")
+    found = found_in(tmp_path / "out")
+    assert found["about"]["is_data"] and "grid:2:0.1" in found["about"]["reference"]
+    assert found["floor"]["modes"]["held"] == found["floor"]["modes"]["of"] == 4
+
+
+def test_classes_of_one_sample_are_taken_together(home, tmp_path):
+    """As a student of many prompts has them. Of the reference some have two."""
+    torch.manual_seed(0)
+    net = DiT(1, 8, 4, 32, 1, 1, classes=40)
+    for p in net.parameters():                          # a new net answers zero
+        torch.nn.init.normal_(p, std=0.3)
+    flow = Flow(Denoiser(net, Linear(), "v"), (1, 8, 8), "euler", 3)
+    save_product(Product("generator", {"generator": OneStep(net, Linear(), "v", flow.shape)}), tmp_path / "many")
+    save_product(Product("flow", {"flow": flow}), tmp_path / "flow")
+    compared(tmp_path / "many", "--teacher", tmp_path / "flow", "--teacher-steps 2 --n 40 --reference 60 --quiet",
+             "--out", tmp_path / "out")
+    found = found_in(tmp_path / "out")
+    lines = [*found["teacher"], found["entries"][0]["runs"][0]]
+    x, reference = (as_8bit(flow.sample(n, seed)) for n, seed in ((40, 0), (60, seed_of(0, "reference"))))
+    together = spread_within(x.flatten(1)) / spread_within(reference.flatten(1))
+    assert math.isclose(lines[1]["diversity"], together, rel_tol=1e-4) and lines[1]["own"]
+    assert 0 < lines[0]["paired"]["relative"] < 0.9
+    (note,) = [note for note in found["about"]["notes"] if "no two of a class" in note]
+    assert "diversity, of unrelated" in note and note in (tmp_path / "out" / "compare.html").read_text("utf-8")
+    compared(tmp_path / "many", "--teacher", tmp_path / "flow", "--teacher-steps 2 --n 41 --reference 60 --quiet",
+             "--out", tmp_path / "out")
+    assert not [note for note in found_in(tmp_path / "out")["about"]["notes"] if "no two of a class" in note]
+
+
 def test_spread_within_classes_is_that_of_pairs():
     g = torch.Generator().manual_seed(0)
     x, y = torch.randn(12, 3, generator=g, dtype=torch.float64), torch.arange(12) % 2
@@ -147,6 +180,15 @@ def test_spread_within_classes_is_that_of_pairs():
                             if i != j]).mean() for c in (0, 1)]
     assert math.isclose(spread_within(x, y), float(torch.stack(squares).mean().sqrt()), rel_tol=1e-9)
     assert spread_within(x) > 5
+
+
+def test_a_spread_is_held_against_one_of_its_kind():
+    g = torch.Generator().manual_seed(0)
+    x, y = torch.randn(12, 3, generator=g), torch.arange(12) % 2
+    alone = torch.arange(12)
+    assert relative_spread(2 * x, y, x, y) == pytest.approx(2)
+    assert relative_spread(2 * x, alone, x, y) == relative_spread(2 * x, y, x, alone) == pytest.approx(2)
+    assert relative_spread(x, y, y[:, None].float(), y) is None             # its classes are points
 
 
 def test_saturation_is_what_lies_at_the_ends():

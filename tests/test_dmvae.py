@@ -350,3 +350,14 @@ def test_the_command_line(tmp_path, codec):
     assert told.code == 0, told.err
     told = stillroom("distill dmvae --codec", codec, "--data digits --size 8 --out", tmp_path / "no")
     assert told.code == 2 and "--reference must be given" in told.err
+
+
+@pytest.mark.parametrize("reference", ["gmm:10", "samples", "flow"])
+def test_references_are_made_alike_whatever_device_a_recipe_is_built_under(tmp_path, data, codec, flow, reference):
+    save_file({"x": torch.randn(50, 12)}, tmp_path / "x.safetensors")
+    name = {"samples": f"samples:{tmp_path}/x.safetensors", "flow": flow}.get(reference, reference)
+    recipe = DMVAE(settings(tmp_path / "run", codec, reference=name, match="drifting"), Tensors(*data))
+    with torch.device("meta"):
+        again, shaped = recipe.opened(), recipe.shaper()
+    assert torch.equal(again.sample(5), recipe.reference.sample(5))
+    assert torch.equal(shaped.samples, recipe.shaped.samples)

@@ -222,6 +222,8 @@ def test_points_are_asked_for_their_modes(home):
     assert found["modes"]["samples"]["good"] > 0.95 and "of 8: samples 4 with" in said
     columns = found["spaces"]["points 2"]
     assert columns["120 samples"]["recall"] < 0.6 < columns["120 real"]["recall"]
+    said, found = evaluated(home / "half-ring", "--reference 2000 --data grid:3:0.1")
+    assert found["modes"]["real"]["modes"] == 9 and "of 9: samples" in said
 
 
 def test_the_teachers_own_samples_are_at_no_distance(home):
@@ -233,6 +235,8 @@ def test_the_teachers_own_samples_are_at_no_distance(home):
     assert fewer["teacher"]["rms"] == pytest.approx(by_hand, rel=1e-4) and by_hand > 1e-3
     _, other = evaluated(home / "grey", "--n 40 --data digits --teacher", home / "flow")
     assert other["teacher"]["relative"] > 0.05
+    said, alone = evaluated(home / "flow", "--n 10 --data digits --steps 4 --teacher", home / "flow")     # 10 classes
+    assert 0 < alone["teacher"]["relative"] < 0.5 and "of that to another sample\n" in said
 
 
 def load_flow(home):

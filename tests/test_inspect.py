@@ -141,6 +141,7 @@ def test_a_flow_and_a_generator_are_measured_by_their_samples(tmp_path):
     assert "samples of a generator" in told and "has no trajectories" in told
     assert "leave out --steps" in refused(generator, QUICK, "--steps 3")
     assert "ring" in inspected("ring:8", QUICK)
+    assert "samples of a flow" in inspected("grid:3", QUICK)
     still = Flow(Denoiser(DiT(3, 2, 1, 16, 1, 1, classes=2), Linear(), "v"), (3, 2, 2), "euler", 4)
     told = inspected(made(tmp_path / "still", "flow", still, ENCODING), QUICK)
     assert "not followed: the flow moves nothing" in told and "Take R = " in told

@@ -255,6 +255,15 @@ def test_a_class_in_common_is_no_trajectory_in_common():
     assert paired_error(x, teacher, y).relative == pytest.approx(1, rel=0.1)
 
 
+def test_an_item_alone_in_its_class_is_not_its_own_foreign_pair():
+    teacher, other = draw(400, 3), draw(400, 3, seed=1)
+    x, y = teacher + 0.1 * other, torch.arange(400)
+    assert paired_error(x, teacher, y) == paired_error(x, teacher)          # no class has two: any other item
+    half = y.clamp(max=200)                                                 # 200 classes of one, and one of 200
+    assert paired_error(x, teacher, half).relative == paired_error(x[200:], teacher[200:]).relative
+    assert paired_error(x, teacher, half).rms == paired_error(x, teacher).rms
+
+
 # ---- files ----
 
 

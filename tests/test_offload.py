@@ -9,11 +9,14 @@ from torch import nn
 from stillroom.flows import Denoiser, Flow
 from stillroom.nets import MLP
 from stillroom.nets.offload import WORKS_ON, device_of, offload
+from stillroom.nets.recompute import Recomputed
 from stillroom.paths import Linear
 from stillroom.recipes.dmd import DMD
 from stillroom.recipes.flow import FlowMatching
+from stillroom.recipes.hyper_sd import HyperSD
 from stillroom.recipes.sid import SiD
 from stillroom.recipes.swiftbrush import SwiftBrush
+from stillroom.recipes.twinflow import TwinFlow
 from stillroom.settings import Refusal
 from stillroom.train import Silent, load, start
 from test_recipes_gap_scores import data, run, teacher  # noqa: F401
@@ -79,3 +82,25 @@ def test_it_is_refused_where_nothing_could_leave(tmp_path, teacher, data):  # no
     settings = FlowMatching.Settings(out=tmp_path / "flow", steps=2, batch=16, offload=True, **POINTS, **PLAIN)
     with pytest.raises(Refusal, match="offload"):
         start(FlowMatching, settings, "flow", {"data": data}, Silent())
+
+
+def test_what_rests_elsewhere_is_not_computed_again(tmp_path):
+    x = torch.randn(20, 3, 8, 8)
+    place = start(FlowMatching, FlowMatching.Settings(
+        out=tmp_path / "flow", data="given", size=8, net="dit", width=8, depth=1, steps=2, batch=8, **PLAIN), "flow",
+        {"data": x}, Silent())
+    for offloaded in (False, True):
+        made = DMD(DMD.Settings(out=tmp_path / "run", teacher=str(place), checkpointing=True, offload=offloaded,
+                                **PLAIN))
+        again = [any(isinstance(m, Recomputed) for m in net.modules())
+                 for net in (made.origin, made.student, made.fake)]
+        assert again == [not offloaded, True, True]
+
+
+@pytest.mark.parametrize(("recipe", "more"), [(TwinFlow, {}), (HyperSD, {"told": True})])
+def test_a_network_that_was_given_another_input_is_computed_again_too(tmp_path, recipe, more):
+    place = start(FlowMatching, FlowMatching.Settings(
+        out=tmp_path / "flow", data="given", size=8, net="dit", width=8, depth=1, steps=2, batch=8, **PLAIN), "flow",
+        {"data": torch.randn(20, 3, 8, 8)}, Silent())
+    made = recipe(recipe.Settings(out=tmp_path / "run", teacher=str(place), checkpointing=True, **more, **PLAIN))
+    assert any(isinstance(m, Recomputed) for m in made.student.modules())

@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 import torch
 
-import stillroom
+import stillroom as package
+from command import stillroom
 from stillroom.data import Encoding, Latents, LatentSpace, encoding_card, write_latents
 from stillroom.data.batch import Batch
 from stillroom.nets import DDT, MLP, DiT, UNet
@@ -40,7 +41,7 @@ def test_the_shift_reaches_training_and_sampling(tmp_path):
     """Data of 272 * 16 = 4352 numbers: both laws are shifted by the root of 4352/4096, and the card says so."""
     out = fit(FlowMatching, settings(tmp_path / "run"), Silent(), data=latents(tmp_path / "latents", 272))
     s = (4352 / 4096) ** 0.5
-    flow, card = stillroom.load(out), load_product(out).card
+    flow, card = package.load(out), load_product(out).card
     assert card["shift"] == flow.shift == pytest.approx(s)
     recipe = FlowMatching(settings(), Latents(tmp_path / "latents"))
     u = torch.tensor([0.1, 0.5, 0.9])
@@ -78,11 +79,11 @@ def test_a_flow_of_latents_says_whose_latents(tmp_path):
 def test_a_wide_head_is_trained_and_goes_on_where_it_was(tmp_path):
     store = latents(tmp_path / "latents")
     out = fit(FlowMatching, settings(tmp_path / "run", net="ddt", steps=4, checkpoint_every=2), Silent(), data=store)
-    whole = stillroom.load(out)
+    whole = package.load(out)
     assert isinstance(whole.denoiser.net, DDT) and whole.denoiser.net.head_position.shape == (16, 32)
     (out / "checkpoints").rename(out / "gone")
     state = {k: v.clone() for k, v in whole.state_dict().items()}
-    again = stillroom.load(resume(out, lambda _name: FlowMatching, {"data": store}, Silent()))
+    again = package.load(resume(out, lambda _name: FlowMatching, {"data": store}, Silent()))
     assert all(torch.equal(again.state_dict()[k], v) for k, v in state.items())
 
 
@@ -104,3 +105,16 @@ def test_heads_divide_their_width():
         assert net.head_position.shape[1] == (head or 2 * width)
     with pytest.raises(ValueError, match="head_width 30"):
         make_net(settings(net="ddt", head_width=30), (4, 4, 4), None)
+
+
+def test_a_finished_run_that_is_resumed_leaves_the_same_card(tmp_path):
+    given = settings(tmp_path / "run", size=1, steps=3, batch=8, width=8, depth=1, precision="float32")
+    x = torch.randn(20, 2)
+    cards = [load_product(fit(FlowMatching, given, Silent(), data=x) / "product").card for _ in range(2)]
+    assert cards[0] == cards[1] and "gate" in cards[0]
+
+
+def test_a_plan_of_latents_that_are_not_there_is_refused(tmp_path):
+    told = stillroom("train flow --codec bundled --data photos --size 32 --plan --out", tmp_path / "run")
+    assert told.code == 2 and "stillroom cache" in told.err and told.err.count("\n") == 1
+    assert not (tmp_path / "run").exists()

@@ -13,7 +13,7 @@ from stillroom.measure import energy_distance
 from stillroom.recipes._adversary import Adversarial
 from stillroom.recipes.consistency import Consistency
 from stillroom.recipes.dmd import DMD
-from stillroom.recipes.drifting import Drifting, Field, power_law
+from stillroom.recipes.drifting import Drifting, Field, Group, power_law
 from stillroom.recipes.endpoint import Endpoint
 from stillroom.recipes.flow import FlowMatching
 from stillroom.settings import Optimizer, Refusal
@@ -269,3 +269,28 @@ def test_adapters_and_their_average_hold_the_teachers_weights_once(recipe, more,
 def test_data_without_their_size_are_refused_in_a_line(teacher, tmp_path):
     with pytest.raises(Refusal, match="size is missing: give the pixels a side of digits"):
         start(DMD, DMD.Settings(out=tmp_path / "run", teacher=teacher, data="digits", steps=1, **PLAIN), "dmd")
+
+
+@pytest.mark.parametrize(("recipe", "more"), [(DMD, {}), (Endpoint, {"pairs": 8}), (Drifting, {})])
+def test_what_sees_nothing_in_pure_noise_cannot_begin_a_student(tmp_path, data, recipe, more):
+    blind = FlowMatching.Settings(out=tmp_path / "blind", steps=2, batch=16, prediction="eps", **POINTS, **PLAIN)
+    start(FlowMatching, blind, "flow", {"data": data}, Silent())
+    with pytest.raises(Refusal, match="says nothing of data in pure noise"):
+        run(recipe, tmp_path / "run", data, teacher=str(tmp_path / "blind"), steps=2, **more)
+
+
+def test_an_origin_of_another_path_is_refused(tmp_path, data):
+    bent = FlowMatching.Settings(out=tmp_path / "bent", steps=2, batch=16, path="cosine", **POINTS, **PLAIN)
+    start(FlowMatching, bent, "flow", {"data": data}, Silent())
+    with pytest.raises(Refusal, match="its path is Cosine"):
+        run(DMD, tmp_path / "run", data, teacher="ring:2:0.1", origin=str(tmp_path / "bent"), steps=2)
+
+
+def test_hidden_states_of_clean_samples_are_those_of_time_zero(tmp_path, teacher, data):
+    made = Drifting(Drifting.Settings(out=tmp_path, teacher=teacher, batch=64, **POINTS, **PLAIN), data)
+    asked = []
+    made.phi = lambda x, t, y: asked.append(t) or {"x": x}
+    group = Group(torch.tensor([0, 1]), torch.ones(2), torch.tensor([0.3, 0.6]))
+    made.groups = 2
+    made.vectors(torch.zeros(4, 2), group, None)
+    assert torch.equal(asked[0], torch.zeros(4))

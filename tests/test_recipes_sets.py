@@ -348,6 +348,9 @@ def test_guidance_of_data_is_refused(tmp_path, teacher, data):
     ({"width": 16, "match_steps": 1, "lora": 2}, "begin anew"),
     ({"width": 16, "match_steps": 2}, "leave none"),
     ({"width": 16, "inner": "boot", "match_steps": 1}, "in a way of its own"),
+    ({"width": 16, "inner": "twinflow", "match_steps": 1}, "in a way of its own"),
+    ({"width": 16, "inner": "hyper-sd", "options": ("told=true",), "match_steps": 1}, "in a way of its own"),
+    ({"width": 16, "inner": "phased-dmd", "match_steps": 1}, "in a way of its own"),
 ])
 def test_what_msd_cannot_do_is_refused_in_a_line(tmp_path, teacher, more, says):
     with pytest.raises(Refusal, match=re.escape(says)) as error:
@@ -368,3 +371,13 @@ def test_the_command_line_refuses_more_than_one_step(tmp_path, teacher):
 
     told = called(f"distill gdd --teacher {teacher} --student-steps 8 --out", tmp_path / "run")
     assert told.code == 2 and told.err.count("\n") == 1 and "--student-steps" in told.err and "one step" in told.err
+
+
+def test_steps_of_the_inner_recipe_begin_after_the_matching(tmp_path, teacher):
+    settings = settings_of(MSD, tmp_path, teacher=teacher, steps=5, match_steps=2, width=16, students=2)
+    made, seen = MSD(settings), []
+    own = made.students[0].losses
+    made.students[0].losses = lambda batch, turn: seen.append(turn.step) or own(batch, turn)
+    for _ in steps_of(trainer_of(made, settings), 5):
+        pass
+    assert seen == [0, 1, 2]

@@ -3,6 +3,7 @@
 import json
 import re
 import weakref
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,7 +12,8 @@ from torch import nn
 from plain_loop import plain
 from stillroom.settings import Optimizer, Refusal, Run
 from stillroom.train import Average, Product, Recipe, Role, Silent, Stage, fit, load, resume, start
-from stillroom.train.checkpoint import Shelf
+from stillroom.train.checkpoint import Shelf, restored
+from stillroom.train.files import file_written_atomically, folder_written_atomically
 from stillroom.train.folder import read_rows
 from stillroom.train.learner import rate
 from three_roles import Generator, Settings, ThreeRoles, points
@@ -231,6 +233,8 @@ def test_a_term_that_cannot_reach_its_role_is_refused(tmp_path, term, reason):
 
     with pytest.raises(Refusal, match=f"role net: term cut {reason}"):
         run_one(Cut, tmp_path / "run")
+    with pytest.raises(Refusal, match=f"role net: term cut {reason}"):      # before speeds are measured, too
+        start(Cut, Run(out=tmp_path / "auto", steps=9, precision="auto"), "cut", None, Silent())
 
 
 def test_a_gradient_of_zero_for_a_hundred_turns_warns_once(tmp_path):
@@ -461,3 +465,63 @@ def test_what_no_role_trains_gets_no_gradient(tmp_path, stray):
 
     settings = Run(out=tmp_path / "run", steps=3, batch=4, precision="float32")
     fit(Two, settings, Silent(), data=torch.randn(16, 2))
+
+
+def test_a_backward_of_ones_own_is_given_its_parameters(tmp_path):
+    given = []
+
+    def backward(terms, parameters, turn):
+        given.append([tuple(p.shape) for p in parameters])
+        sum(term.mean() for term in terms.values()).backward(inputs=parameters)
+
+    class Own(One):
+        def roles(self):
+            return {"net": Role(self.net, Optimizer(lr=0.1, name="sgd"), backward=backward)}
+
+    run_one(Own, tmp_path / "run")
+    assert given and given[0] == [tuple(p.shape) for p in One(None).net.parameters()]
+
+
+def test_an_optimizers_counts_are_restored_beside_their_parameters():
+    p = nn.Parameter(torch.zeros(3, device="meta"))
+    assert restored(p, torch.tensor(4.0)).device == restored(p, torch.zeros(7)).device == p.device
+    assert restored(p, torch.tensor(4)) == 4                # of bitsandbytes
+
+
+def test_a_run_that_began_while_this_one_prepared_is_not_written_over(tmp_path):
+    class Slow(One):
+        inputs = ("data",)
+
+        def __init__(self, settings, data):
+            super().__init__(settings)
+
+        @classmethod
+        def prepare(cls, settings, sources, note):
+            settings.out.mkdir()
+            (settings.out / "settings.toml").write_text("another's")
+            return sources
+
+    with pytest.raises(Refusal, match="already holds a run"):
+        start(Slow, Run(out=tmp_path / "run", steps=1, precision="float32"), "slow", {"data": points()}, Silent())
+    assert (tmp_path / "run/settings.toml").read_text() == "another's"
+
+
+def test_what_is_cut_short_leaves_what_was_there_and_nothing_else(tmp_path, monkeypatch):
+    with pytest.raises(KeyboardInterrupt), file_written_atomically(tmp_path / "file") as new:
+        new.write_text("half")
+        raise KeyboardInterrupt
+    assert not list(tmp_path.iterdir())
+
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder/old").touch()
+    rename = Path.rename
+
+    def interrupted(self, target):
+        if self.name.endswith(".new"):
+            raise KeyboardInterrupt
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", interrupted)
+    with pytest.raises(KeyboardInterrupt), folder_written_atomically(tmp_path / "folder") as new:
+        (new / "new").touch()
+    assert [p.name for p in tmp_path.rglob("*")] == ["folder", "old"]

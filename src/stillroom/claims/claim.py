@@ -80,12 +80,20 @@ def together(verdicts: Sequence[str]) -> str:
     return HOLDS if set(verdicts) == {HOLDS} else MIXED
 
 
+def margin_of(check: Check, mine: Metrics, arms: Mapping[str, Metrics]) -> float:
+    """nan where there is none: a ratio to nothing, a logarithm of nothing."""
+    try:
+        return float(check.margin(mine, arms))
+    except (ArithmeticError, ValueError):
+        return math.nan
+
+
 def tried(claim: Claim, arm: str, values: Mapping[str, Mapping[int, Metrics]]) -> list[dict[str, Any]]:
     """Every check with `arm` in the subject's place."""
     rows = []
     for check in claim.checks:
         margins = {
-            seed: float(check.margin(mine, {name: values[name][seed] for name in claim.arms}))
+            seed: margin_of(check, mine, {name: values[name][seed] for name in claim.arms})
             for seed, mine in values[arm].items()
         }
         bounds = interval(list(margins.values()))
@@ -96,6 +104,10 @@ def tried(claim: Claim, arm: str, values: Mapping[str, Mapping[int, Metrics]]) -
     return rows
 
 
+def no_evidence(reason: str) -> dict[str, Any]:
+    return {"verdict": INVALID, "reason": reason, "checks": [], "null": []}
+
+
 def verdict(claim: Claim, values: Values) -> dict[str, Any]:
     """Checks, the null arm's trial and the verdict, from the measured values alone."""
     broken = [
@@ -104,10 +116,16 @@ def verdict(claim: Claim, values: Values) -> dict[str, Any]:
         if value is None or not math.isfinite(value)
     ]
     if broken:
-        return {"verdict": INVALID, "reason": f"{broken[0]}; nothing can be compared with it", "checks": [], "null": []}
+        return no_evidence(f"{broken[0]}; nothing can be compared with it")
     finite = cast(Mapping[str, Mapping[int, Metrics]], values)
     checks = [row for arm in claim.arms_of("subject") for row in tried(claim, arm, finite)]
     nulls = [row for arm in claim.arms_of("null") for row in tried(claim, arm, finite)]
+    broken = [
+        f"check {row['check']!r}, arm {row['arm']}, seed {seed}: the margin is not finite"
+        for row in [*checks, *nulls] for seed, margin in row["margins"].items() if not math.isfinite(margin)
+    ]
+    if broken:
+        return no_evidence(broken[0])
     null = together([row["verdict"] for row in nulls])
     if null != DOES_NOT_HOLD:
         reason = f"the null arm's verdict is {null!r}: these checks cannot tell the method from doing nothing"

@@ -10,8 +10,8 @@ then learns each space, and is looked at after a quarter, a half and all of its 
   and samples, less its floor; before is `plain`, whose channels have mean 0 and deviation 1, so that rescaling alone
   gains nothing);
 - over the three looks the prior on the latents that were brought to the ssl-type reference has lower Fréchet distances
-  (mean of their logarithms) than the prior on those of a KL autoencoder that reconstructs about as well (of the weights
-  0.01, 0.03, 0.06, 0.2 and 0.5, tried on seed 1, it lies between those that came out above and below).
+  (mean of their logarithms) than the prior on those of a KL autoencoder that reconstructs about as well (weight 0.1,
+  between 0.06 and 0.2, which on seed 1 came out above and below; 0.01, 0.03 and 0.5 were tried there too).
 
 Reported, and judged by nothing: the other references; `ssl` itself, `vavae` (plain with VA-VAE's alignment to the same
 encoder) and `rae` (that encoder's own wide tokens). Fréchet distances are in features of a classifier, to the training

@@ -17,8 +17,8 @@ computed from the measured values, which are stored with the package; this page 
 - It **holds** if Student's t interval of the margin over the seeds (95 %) lies above zero, **does not hold** if it lies
   below, and is **mixed** otherwise. A single seed has no interval: it can refute, not establish.
 - The claim holds if all checks of all its subjects hold, does not hold if one does not, and is mixed otherwise.
-- The *null* arm is the method with its objective's gradient zeroed. It stands before the same checks, and must not
-  hold; otherwise the claim is invalid.
+- The *null* arm is the method with its objective's gradient zeroed. It stands before the same checks, and must fail
+  them (*does not hold*); otherwise the claim is invalid.
 """
 
 

@@ -1,6 +1,6 @@
 """A student encoder learned at low resolution alone gains from a higher one, as its teacher does.
 
-The teacher is the bundled codec. Students a twentieth of its encoder's size learn its latents on squares of 64 pixels,
+The teacher is the bundled codec. Students a thirteenth of its encoder's size learn its latents on squares of 64 pixels,
 which hold 3.5 to 8 pixels of a photograph or scene in each of theirs; they are judged on held-out squares of 64 pixels,
 remapped by s: enlarged, encoded, decoded by the teacher's decoder, and shrunk again. Claimed of the student:
 

@@ -1,8 +1,11 @@
 """What was carried out of a claim before its command was cut short, beside the place of its result."""
 
+import fcntl
 import hashlib
 import json
-from collections.abc import Mapping
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,27 @@ Task = tuple[str, int]
 """(arm, seed)"""
 Outcome = tuple[Mapping[str, float | None], float]
 """The metrics of a task, and the seconds that they took."""
+
+
+def part_of(result: Path, quick: bool, data: str) -> Path:
+    """Another one for --quick and for data, so that asking otherwise does not cost what is kept."""
+    asked = ("-quick" if quick else "") + (f"-{zlib.crc32(data.encode()):08x}" if data else "")
+    return result.with_suffix(f".part{asked}.jsonl")
+
+
+@contextmanager
+def held(part: Path) -> Iterator[None]:
+    """By one command at a time. The lock is beside the file, which is written by renaming."""
+    path = part.with_suffix(".lock")
+    with path.open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise Refusal(f"{part}: another command is at work on it; wait for it, or choose another --out") from None
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
 
 
 class Kept:

@@ -6,11 +6,13 @@ import json
 import math
 import multiprocessing
 import shutil
+import signal
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing, contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -20,16 +22,20 @@ import torch
 from stillroom import train
 from stillroom.claims import find
 from stillroom.claims.claim import Claim, verdict
-from stillroom.claims.kept import Kept, Outcome, Task
+from stillroom.claims.kept import Kept, Outcome, Task, part_of
 from stillroom.settings import Refusal
 from stillroom.train.files import write_atomically
 from stillroom.train.folder import machine, now
+from stillroom.train.loop import Interrupted
 
 
 def run_in(folder: Path, recipe: type, given: Mapping[str, Any] | None = None, **settings: Any) -> Path:
     """A run of the recipe. Always on the CPU and in float32, so that the figures are those of any laptop."""
     resolved = recipe.Settings(out=folder, device="cpu", precision="float32", **settings)
-    return train.start(recipe, resolved, recipe.__name__, given, watch=train.Silent())
+    try:
+        return train.start(recipe, resolved, recipe.__name__, given, watch=train.Silent())
+    except Interrupted:     # its text names a folder to resume that is about to go
+        raise KeyboardInterrupt from None
 
 
 def trained(recipe: type, **settings: Any) -> Any:
@@ -55,6 +61,16 @@ def idle(recipe: type, *roles: str) -> type:
                 yield {r: {name: 0 * x if r in roles else x for name, x in terms.items()} for r, terms in part.items()}
 
     return Idle
+
+
+@contextmanager
+def terminated_as_interrupted() -> Iterator[None]:
+    """SIGTERM as Ctrl-C, so that it too leaves no process and no folder behind."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager
@@ -90,33 +106,72 @@ def timed_by_name(name: str, data: str, task: Task, quick: bool) -> Outcome:
     return timed(claim_on(name, data), task, quick)
 
 
+def write_in(folder: str) -> None:
+    tempfile.tempdir = folder
+
+
+@contextmanager
+def workers(jobs: int) -> Iterator[ProcessPoolExecutor]:
+    """However the block ends, its processes end at once, and the folders that they wrote go."""
+    with (tempfile.TemporaryDirectory(prefix="stillroom-claim-") as folder,
+          ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), write_in, (folder,)) as pool):
+        try:
+            yield pool
+        finally:
+            for process in list((pool._processes or {}).values()):
+                process.kill()      # SIGTERM would end one training, and begin what is next
+
+
+def submitted(pool: ProcessPoolExecutor, claim: Claim, data: str, tasks: Sequence[Task],
+              quick: bool) -> dict[Future[Outcome], Task]:
+    """Workers inherit that Ctrl-C is blocked: it is this process that answers it, for all."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        return {pool.submit(timed_by_name, claim.name, data, task, quick): task for task in tasks}
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def carried_out(claim: Claim, data: str, tasks: Sequence[Task], quick: bool,
-                jobs: int) -> Iterator[tuple[Task, Outcome]]:
-    """(task, what came of it), as they end. Each is a function of its seed alone, whichever process it runs in."""
+                jobs: int) -> Generator[tuple[Task, Outcome], None, None]:
+    """(task, what came of it), as they end. Each is a function of its seed alone, whichever process it runs in.
+    The first that fails ends the others."""
     if jobs == 1:
         yield from ((task, timed(claim, task, quick)) for task in tasks)
         return
-    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
-        futures = {pool.submit(timed_by_name, claim.name, data, task, quick): task for task in tasks}
-        for future in as_completed(futures):
-            yield futures[future], future.result()
+    try:
+        with workers(jobs) as pool:
+            left = submitted(pool, claim, data, tasks, quick)
+            while left:
+                ended, _ = wait(left, return_when=FIRST_COMPLETED)
+                for future in sorted(ended, key=lambda f: f.exception() is not None):   # a failure last, to lose none
+                    yield left.pop(future), future.result()
+    except BrokenProcessPool:
+        raise Refusal(f"claim {claim.name}: one of its {jobs} processes was killed, perhaps for want of memory; the "
+                      "same command goes on, and takes less memory with a smaller --jobs") from None
 
 
 def run(claim: Claim, seeds: Sequence[int], quick: bool = False, jobs: int = 1,
         tell: Callable[[str], None] = print, data: str = "", path: Path | None = None) -> dict[str, Any]:
     """`path`: of the result that this writes. What was carried out is kept beside it until then."""
     tasks = [(a, s) for a in claim.arms for s in seeds]
-    kept = path and Kept(path.with_suffix(".part.jsonl"), claim=claim.name, quick=quick, data=data)
+    kept = path and Kept(part_of(path, quick, data), claim=claim.name, quick=quick, data=data)
     done = kept.read() if kept else {}
     if before := [task for task in tasks if task in done]:
         tell(f"{claim.name}: {len(before)} of {len(tasks)} arms and seeds were carried out before; going on")
     left = [task for task in tasks if task not in done]
-    for (arm, seed), (metrics, seconds) in carried_out(claim, data, left, quick, jobs):
-        done[arm, seed] = metrics, seconds
+    try:
+        with closing(carried_out(claim, data, left, quick, jobs)) as outcomes:
+            for (arm, seed), (metrics, seconds) in outcomes:
+                done[arm, seed] = metrics, seconds
+                if kept:
+                    kept.add((arm, seed), done[arm, seed])
+                told = "  ".join(f"{n} {'not finite' if v is None else f'{v:.3g}'}" for n, v in metrics.items())
+                tell(f"{claim.name}: {arm}, seed {seed}, {seconds:.0f} s: {told}")
+    except KeyboardInterrupt:
         if kept:
-            kept.add((arm, seed), done[arm, seed])
-        told = "  ".join(f"{n} {'not finite' if v is None else f'{v:.3g}'}" for n, v in metrics.items())
-        tell(f"{claim.name}: {arm}, seed {seed}, {seconds:.0f} s: {told}")
+            tell(f"{claim.name}: stopped; the same command goes on with the arms and seeds that are left")
+        raise
     values = {arm: {seed: done[arm, seed][0] for seed in seeds} for arm in claim.arms}
     seconds = {arm: round(sum(done[arm, seed][1] for seed in seeds), 1) for arm in claim.arms}
     judged = verdict(claim, values)

@@ -4,6 +4,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -67,16 +68,21 @@ def run_claims(arguments: list[str]) -> int:
     seeds = None if given is None else seeds_in(given)
     paths = {name: place(name, out, len(arguments)) for name in arguments}
     from stillroom.claims import run as running
+    from stillroom.claims.kept import held, part_of
 
-    for path in paths.values():
+    claims = {path: running.claim_on(name, data) for name, path in paths.items()}
+    for path in claims:
         running.ready(path)
     invalid = False
-    for name, path in paths.items():
-        claim = running.claim_on(name, data)
-        result = running.run(claim, seeds or claim.seeds, quick, jobs, lambda text: print(text, file=sys.stderr), data,
-                             path)
-        print(summary(json.loads(path.read_text(encoding="utf-8"))) + f"\nvalues:  {path}")
-        invalid |= result["verdict"] == "invalid"
+    with ExitStack() as stack:
+        stack.enter_context(running.terminated_as_interrupted())
+        for path in claims:
+            stack.enter_context(held(part_of(path, quick, data)))
+        for path, claim in claims.items():
+            result = running.run(claim, seeds or claim.seeds, quick, jobs, lambda text: print(text, file=sys.stderr),
+                                 data, path)
+            print(summary(json.loads(path.read_text(encoding="utf-8"))) + f"\nvalues:  {path}")
+            invalid |= result["verdict"] == "invalid"
     return int(invalid)
 
 

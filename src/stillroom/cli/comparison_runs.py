@@ -23,8 +23,8 @@ from stillroom.cli.evaluation import Space, gathered, labels_apart, spaces_of, t
 from stillroom.cli.sides import Side, in_channels, open_real, pictures_of, require_comparable, side_of_draws
 from stillroom.flows import Flow, Mixture, Tally
 from stillroom.flows.prompted import prompted
-from stillroom.measure.distances import paired_error
-from stillroom.measure.diversity import contrast, saturated, spread_within
+from stillroom.measure.distances import has_pairs, paired_error
+from stillroom.measure.diversity import contrast, relative_spread, saturated
 from stillroom.measure.images import as_8bit
 from stillroom.measure.metrics import is_few, panel
 from stillroom.measure.samples import held_modes, modes, total_variation
@@ -158,7 +158,7 @@ class Table:
             "n": len(x), "spaces": {s.name: panel(vectors[s.name], self.reference[s.name], self.settings.seed)
                                     for s in self.spaces},
             "evaluations": whole(tally.counts[""] / len(x)),
-            "diversity": spread_within(x, labels) / spread_within(self.reference[self.main], self.law),
+            "diversity": relative_spread(x, labels, self.reference[self.main], self.law),
             "paired": None, "modes": None, "pictures": None,
         }
         if looks:
@@ -212,7 +212,7 @@ def compare(specs: Sequence[str], settings: "OfRuns", quiet: bool = False) -> tu
     teacher = opened_teacher(entries, settings, asked, device, limit)
     reference, fresh, table = laid(entries, settings, asked, teacher, device, limit, quiet)
     settings.out.mkdir(parents=True, exist_ok=True)
-    floor = table.measure(fresh, None)
+    floor, labels = table.measure(fresh, None), first_labels(first)
     found = {
         "about": {
             "reference": told(reference), "fresh": told(fresh), "is_data": bool(settings.data) or bool(
@@ -222,7 +222,8 @@ def compare(specs: Sequence[str], settings: "OfRuns", quiet: bool = False) -> tu
             "main": table.main, "shape": list(first.shape), "kind": table.decoded(first).kind,
             "classes": first.draws.classes if first.draws else None, "n": settings.n,
             "teacher": teacher and teacher.spec, "own_steps": teacher and teacher.flow.steps, "device": device.type,
-            "threads": torch.get_num_threads(), "notes": labels_apart(first_labels(first), table.law),
+            "threads": torch.get_num_threads(),
+            "notes": [*labels_apart(labels, table.law), *taken_together(labels, table)],
         },
         "settings": json.loads(json.dumps(dataclasses.asdict(settings), default=str)),
         "floor": floor,
@@ -299,6 +300,15 @@ def teacher_lines(entries: Sequence[Entry], table: Table) -> list[dict[str, Any]
 
 def first_labels(side: Side) -> Tensor | None:
     return side.draws.labels(0, side.count) if side.draws else None
+
+
+def taken_together(y: Tensor | None, table: Table) -> list[str]:
+    """What is said of figures that cannot be taken within classes."""
+    within = {"diversity": has_pairs(y) and has_pairs(table.law),
+              "of unrelated": table.teacher is None or has_pairs(None if y is None else y[: table.limit])}
+    names = [name for name, holds in within.items() if not holds]
+    return [f"no two of a class are among the samples, or what they are held against: {', '.join(names)} are of all "
+            "classes together"] if names else []
 
 
 def shown(entries: Sequence[Entry], table: Table) -> dict[str, Tensor]:

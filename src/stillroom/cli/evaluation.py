@@ -13,7 +13,7 @@ from stillroom.cli.draws import Draws
 from stillroom.cli.sides import Side, in_channels, open_real, open_samples, pictures_of, require_comparable
 from stillroom.flows import Flow, Mixture
 from stillroom.measure import as_8bit
-from stillroom.measure.distances import directions, paired_error
+from stillroom.measure.distances import directions, has_pairs, paired_error
 from stillroom.measure.frechet import Moments
 from stillroom.measure.inception import FidInception
 from stillroom.measure.metrics import HIGHER_IS_BETTER, METRICS, NEIGHBOURS, PAIRED, WITH_BALLS, is_few, panel, shuffled
@@ -22,7 +22,7 @@ from stillroom.measure.samples import Held, held_modes, total_variation
 from stillroom.report.words import number
 from stillroom.settings import Refusal
 from stillroom.train import load_product, product_hash
-from stillroom.train.teacher import frozen, is_ours, open_teacher, part_of
+from stillroom.train.teacher import frozen, is_mixture, is_ours, open_teacher, part_of
 from stillroom.train.world import pick_device
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ def evaluate(place: str, settings: "Settings") -> Report:
         report.tables.append(against(stats, settings.stats, spaces, mine, floor))
     if samples.encoding is None and real is not None and real.encoding is not None:
         report.notes.append("samples do not say of which codec their latents are: not looked at")
-    if settings.data.startswith("ring:"):
+    if is_mixture(settings.data):
         report.more["modes"] = modes_of(settings.data, mine, floor, report)
     if teacher is not None:
         report.more["teacher"] = paired(settings, samples, teacher.to(device), report)
@@ -287,14 +287,14 @@ def shares(y: Tensor | None) -> str:
 
 
 def modes_of(spec: str, mine: Mapping[str, Tensor], fresh: Mapping[str, Tensor], report: Report) -> dict[str, Any]:
-    """Of a ring: how many of its modes are held, and how many points lie within three deviations of one."""
-    ring = open_teacher(spec).denoiser
-    assert isinstance(ring, Mixture)
-    radius = 3 * float(ring.stds.max())
+    """Of a mixture: how many of its modes are held, and how many points lie within three deviations of one."""
+    mixture = open_teacher(spec).denoiser
+    assert isinstance(mixture, Mixture)
+    radius = 3 * float(mixture.stds.max())
     (x,), (y,) = mine.values(), fresh.values()
-    found = {"samples": held_modes(x, ring.means, radius), "real": held_modes(y, ring.means, radius)}
+    found = {"samples": held_modes(x, mixture.means, radius), "real": held_modes(y, mixture.means, radius)}
     said = ", ".join(f"{name} {held.modes} with {held.good:.1%} within 3 deviations" for name, held in found.items())
-    report.about["modes"] = f"of {len(ring.means)}: {said}"
+    report.about["modes"] = f"of {len(mixture.means)}: {said}"
     return {name: Held._asdict(held) for name, held in found.items()}
 
 
@@ -319,7 +319,7 @@ def paired(settings: "Settings", samples: Side, flow: Flow, report: Report) -> d
     y, guidance = (draws.labels(0, n), settings.guidance) if flow.classes else (None, 1.0)
     x = torch.cat([part for _, part in draws.chunks(0, n)])
     found = paired_error(x, flow.sample(n, settings.seed, y, guidance, batch=settings.batch), y)
-    unrelated = "another sample" + ("" if y is None else " of its class")
+    unrelated = "another sample" + ("" if y is None or not has_pairs(y) else " of its class")
     report.about["teacher"] = (f"{settings.teacher}, {flow.steps} steps, guidance {guidance:g}, from the same noise: "
                                f"rms error {number(found.rms)}; mean square {number(found.relative, 3)} of that to "
                                f"{unrelated}")

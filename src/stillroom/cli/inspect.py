@@ -139,12 +139,12 @@ def kind_of(place: str) -> str:
     from stillroom.cli.draws import know_recipe
     from stillroom.train.files import read_json
     from stillroom.train.product import product_folder
-    from stillroom.train.teacher import is_ours
+    from stillroom.train.teacher import is_mixture, is_ours
 
     path = Path(place)
     if place == "bundled":
         return "codec"
-    if place.startswith("ring:"):
+    if is_mixture(place):
         return "flow"
     if is_ours(path):
         know_recipe(path)

@@ -27,7 +27,7 @@ from stillroom.flows import Mixture
 from stillroom.measure.metrics import halves
 from stillroom.measure.reference import read_samples
 from stillroom.settings import Images, Refusal
-from stillroom.train.teacher import is_ours, open_teacher
+from stillroom.train.teacher import is_mixture, is_ours, open_teacher
 
 if TYPE_CHECKING:
     from stillroom.cli.evaluate import Settings
@@ -159,8 +159,8 @@ def open_real(settings: "Settings", size: int, want: int) -> tuple[Side, Side]:
 
 
 def source_of(settings: "Settings", spec: str, size: int) -> Source:
-    if spec.startswith("ring:"):
-        return ring_of(spec, settings)
+    if is_mixture(spec):
+        return mixture_of(spec, settings)
     source = open_source(Images(data=spec, size=max(1, size), bad_share=settings.bad_share))
     if not isinstance(source, Source):
         raise Refusal(f"{source.name}: a stream cannot be read by number; give a folder or a parquet file")
@@ -169,7 +169,7 @@ def source_of(settings: "Settings", spec: str, size: int) -> Source:
     return source
 
 
-def ring_of(spec: str, settings: "Settings") -> Tensors:
+def mixture_of(spec: str, settings: "Settings") -> Tensors:
     mixture = open_teacher(spec).denoiser
     assert isinstance(mixture, Mixture)
     x, y = mixture.draw(settings.reference + (settings.n or DRAWN), torch.Generator().manual_seed(1))

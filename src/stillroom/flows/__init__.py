@@ -7,7 +7,7 @@ from stillroom.flows.flow import Flow, noise_of
 from stillroom.flows.folders import DiffusersNet, from_diffusers
 from stillroom.flows.gate import Verdict, check, require
 from stillroom.flows.generator import Generator
-from stillroom.flows.onestep import OneStep, extrapolated, student_of
+from stillroom.flows.onestep import OneStep, extrapolated, require_sight, student_of
 from stillroom.flows.references import ClosedFlow, Noised, Spec, open_reference, parse_reference, require_fit
 from stillroom.flows.regression import denoising_loss
 from stillroom.flows.samplers import ddim, dpmpp_2m, euler, heun, latest, samplers
@@ -17,6 +17,6 @@ __all__ = [
     "AutoGuided", "Bare", "ClosedFlow", "Denoiser", "Denoises", "DiffusersNet", "During", "FewStep", "Flow", "Gaussian",
     "Generator", "Guided", "Mixture", "Move", "Noised", "OneStep", "Routed", "Shaped", "Spec", "Split", "Tally",
     "Told", "Verdict", "check", "ddim", "denoising_loss", "dpmpp_2m", "euler", "extrapolated", "from_diffusers",
-    "guided", "heun", "latest", "noise_of", "open_reference", "parse_reference", "require", "require_fit", "rollout",
-    "samplers", "step", "student_of",
+    "guided", "heun", "latest", "noise_of", "open_reference", "parse_reference", "require", "require_fit",
+    "require_sight", "rollout", "samplers", "step", "student_of",
 ]

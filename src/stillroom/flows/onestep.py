@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from stillroom.flows.denoiser import Denoiser
 from stillroom.flows.generator import Draws, Generator
+from stillroom.flows.samplers import latest
 from stillroom.nets import buildable, copied, with_input
 from stillroom.paths import Kind, Path, at_least_float32, convert
 from stillroom.settings import Refusal
@@ -70,10 +71,18 @@ def extrapolated(w: float, strong: Tensor, weak: Tensor) -> Tensor:
     return strong + (w - 1) * (strong - weak)
 
 
+def require_sight(teacher: Denoiser, name: str) -> None:
+    """A student begins in pure noise, where some predictions say nothing of data."""
+    if float(latest(teacher)) < 1:
+        raise Refusal(f"{name}: it answers {teacher.prediction}, which says nothing of data in pure noise, where a "
+                      "student begins; give one that was trained with --prediction v or x0")
+
+
 def student_of(teacher: Denoiser, shape: tuple[int, ...], takes_strength: bool) -> OneStep:
     """The teacher's network asked at t = 1, where it begins; with an input for the strength of guidance, if it shall
     take one."""
     if teacher.scale_input:
         raise Refusal("a student cannot start from a teacher that scales its input; train the teacher on another path")
+    require_sight(teacher, "teacher")
     net = with_input(teacher.net, "guided") if takes_strength else copied(teacher.net)
     return OneStep(net, teacher.path, teacher.prediction, shape)

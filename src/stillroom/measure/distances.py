@@ -69,6 +69,11 @@ def w2_squared(a: Tensor, b: Tensor) -> Tensor:
     return ((a[(ends - 1) // m] - b[(ends - 1) // n]).square() * widths[:, None]).sum(0)
 
 
+def has_pairs(y: Tensor | None) -> bool:
+    """Whether a class has two items; without labels all items are of one."""
+    return y is None or len(y.unique()) < len(y)
+
+
 class Paired(NamedTuple):
     rms: float          # of x - y, per element
     relative: float     # mean square over that of x with another item's y: 0 where equal, 1 where unrelated
@@ -76,15 +81,17 @@ class Paired(NamedTuple):
 
 def paired_error(x: Tensor, teacher: Tensor, y: Tensor | None = None) -> Paired:
     """How far a student's samples [n, ...] lie from where the teacher's trajectory leads from the same noise. With
-    labels y [n], "another item" is one of the same class: else a shared class would look like a shared trajectory."""
+    labels y [n], "another item" is one of the same class: else a shared class would look like a shared trajectory.
+    Items alone in their class are left out of `relative`; where all are, it is taken as without labels."""
     if x.shape != teacher.shape or len(x) < 2:
         raise Refusal(f"pairs are {list(x.shape)} and {list(teacher.shape)}: give two samples or more of one shape")
     x, teacher = x.flatten(1).double(), teacher.flatten(1).double()
-    labels = torch.zeros(len(x), dtype=torch.long) if y is None else y.cpu()
+    labels = torch.zeros(len(x), dtype=torch.long) if y is None or not has_pairs(y) else y.cpu()
     other = torch.arange(len(x))
     for label in labels.unique():
         mine = (labels == label).nonzero().flatten()
         other[mine] = mine.roll(1)
-    own, foreign = (x - teacher).square(), (x - teacher[other.to(x.device)]).square()
-    unrelated = float(foreign.mean())
-    return Paired(float(own.mean().sqrt()), float(own.mean()) / unrelated if unrelated > 0 else 0.0)
+    paired = (other != torch.arange(len(x))).to(x.device)
+    own, foreign = ((x - ends).square().mean(1) for ends in (teacher, teacher[other.to(x.device)]))
+    unrelated = float(foreign[paired].mean())
+    return Paired(float(own.mean().sqrt()), float(own[paired].mean()) / unrelated if unrelated > 0 else 0.0)

@@ -4,6 +4,7 @@ range."""
 import torch
 from torch import Tensor
 
+from stillroom.measure.distances import has_pairs
 from stillroom.settings import Refusal
 
 END = 1 - 1e-4
@@ -18,6 +19,15 @@ def spread_within(x: Tensor, y: Tensor | None = None) -> float:
     if not squares:
         raise Refusal("spread within classes: no class has two samples")
     return float(torch.stack(squares).mean().sqrt())
+
+
+def relative_spread(x: Tensor, y: Tensor | None, reference: Tensor, law: Tensor | None) -> float | None:
+    """Spread within classes over a reference's, labelled `law`; of all samples together on both sides where one has no
+    two of a class. None where the reference has none."""
+    if not (has_pairs(y) and has_pairs(law)):
+        y = law = None
+    true = spread_within(reference, law)
+    return spread_within(x, y) / true if true > 0 else None
 
 
 def saturated(x: Tensor) -> Tensor:

@@ -32,7 +32,9 @@ def recompute(net: nn.Module) -> None:
     """In place, of our transformers' blocks and of models of diffusers; names of weights stay as they are."""
     found = False
     for module in net.modules():
-        if type(module) in OURS:
+        if isinstance(module, Recomputed):
+            found = True
+        elif type(module) in OURS:
             module.__class__, found = OURS[type(module)], True
         elif getattr(module, "_supports_gradient_checkpointing", False):
             module.enable_gradient_checkpointing()      # pyright: ignore[reportCallIssue]

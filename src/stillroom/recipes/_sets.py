@@ -29,10 +29,10 @@ class Among(Flow):
 
 
 class Own:
-    """A turn as the recipe of one student sees it: roles by its own names for them."""
+    """A turn as the recipe of one student sees it: roles by its own names for them, steps since it began."""
 
-    def __init__(self, turn, k: int):
-        self._turn, self._k = turn, k
+    def __init__(self, turn, k: int, before: int):
+        self._turn, self._k, self.step = turn, k, turn.step - before
 
     def __contains__(self, role: str) -> bool:
         return named(role, self._k) in self._turn
@@ -53,9 +53,8 @@ def names(declared: type) -> set[str]:
 
 
 def shared(s: Student) -> dict[str, Any]:
-    """What all recipes with students have, but `checkpointing`: the origin that they copy has it by now. An optimizer
-    that nobody named is the inner recipe's own."""
-    told = {name: value for name, value in to_mapping(s).items() if name in names(Student) - {"checkpointing"}}
+    """What all recipes with students have. An optimizer that nobody named is the inner recipe's own."""
+    told = {name: value for name, value in to_mapping(s).items() if name in names(Student)}
     default = next(f for f in dataclasses.fields(Student) if f.name == "student").default_factory
     if callable(default) and s.student == default():
         del told["student"]
@@ -115,6 +114,7 @@ def resized(net: nn.Module, width: int, depth: int) -> nn.Module:
     return build(description)
 
 
-def require_own(student: nn.Module, small: Denoiser, inner: str) -> None:
-    if not isinstance(student, Denoiser) or describe(student.net) != describe(small.net):
+def require_like(student: nn.Module | None, other: Denoiser, inner: str) -> None:
+    """A student that its recipe made of another kind of network, or put something around, cannot be made smaller."""
+    if not isinstance(student, Denoiser) or describe(student.net) != describe(other.net):
         raise Refusal(f"width, depth: {inner} makes its student in a way of its own; leave them out")

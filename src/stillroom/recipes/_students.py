@@ -22,6 +22,7 @@ from stillroom.flows import (
     guided,
     noise_of,
     require,
+    require_sight,
 )
 from stillroom.flows.prompted import prompted
 from stillroom.match import direction, pseudo_target
@@ -75,6 +76,15 @@ def networked(flow: Flow, name: str) -> Denoiser:
     return flow.denoiser
 
 
+def require_origin(origin: Flow, teacher: Flow, place: str) -> None:
+    if (origin.shape, origin.classes) != (teacher.shape, teacher.classes):
+        raise Refusal(f"origin {place}: it makes {list(origin.shape)} of {origin.classes or 'no'} classes, the teacher "
+                      f"{list(teacher.shape)} of {teacher.classes or 'none'}")
+    if origin.denoiser.path != teacher.denoiser.path:
+        raise Refusal(f"origin {place}: its path is {origin.denoiser.path}, the teacher's {teacher.denoiser.path}; "
+                      "give one that learned along the teacher's")
+
+
 class Ends:
     """Where the teacher's trajectories end, drawn once: samples in the place of data, or pairs with their noise."""
 
@@ -112,16 +122,17 @@ class Distillation(Recipe):
         self.settings, self.data = settings, data
         self.flow, began = self.opened()
         self.origin = networked(began, settings.origin or settings.teacher)
-        if (began.shape, began.classes) != (self.flow.shape, self.flow.classes):
-            raise Refusal(f"origin {settings.origin}: it makes {list(began.shape)} of {began.classes or 'no'} classes, "
-                          f"the teacher {list(self.flow.shape)} of {self.flow.classes or 'none'}")
+        require_origin(began, self.flow, settings.origin)
+        if hasattr(self, "generator"):
+            require_sight(self.origin, f"teacher {settings.origin or settings.teacher}")
         self.require_labels()
         self.null = self.flow.classes or 0          # the label that stands for none
         if settings.checkpointing:
             if getattr(settings, "fake_lora", 0):
                 raise Refusal("checkpointing: with adapters as the fake score (fake_lora), what is computed again "
                               "would be another network by then; leave out --checkpointing")
-            recompute(self.origin.net)      # students and fakes are copies of it
+            if not settings.offload:        # by the time of computing again, weights that are brought have left
+                recompute(self.origin.net)
         self.teacher = guided(self.flow.denoiser, settings.guidance)
 
     def require_labels(self) -> None:
@@ -155,7 +166,13 @@ class Distillation(Recipe):
         return adapted(whole, self.settings.lora)
 
     def begun_whole(self) -> Denoiser:
-        return copy.deepcopy(self.origin).requires_grad_(True)
+        return self.saving(copy.deepcopy(self.origin).requires_grad_(True))
+
+    def saving(self, denoiser: Denoiser) -> Denoiser:
+        """It, with activations computed again if the settings say so."""
+        if self.settings.checkpointing:
+            recompute(denoiser.net)
+        return denoiser
 
     def begun_on_teacher(self, rank: int) -> Denoiser:
         """Adapters on the teacher's own weights, which are held once: the teacher then answers as without them. What

@@ -84,7 +84,7 @@ class DecoupledDMD(dmd.DMD):
 
     def generated(self, batch, turn):
         if self.settings.shield == "statistics":
-            mean, variance = mean_and_variance(self.given(batch, turn)[0])
+            mean, variance = mean_and_variance(turn.gather(self.given(batch, turn)[0]))
             self.usual = mean.mean(), variance.mean()
         return super().generated(batch, turn)
 
@@ -94,7 +94,7 @@ class DecoupledDMD(dmd.DMD):
         if self.settings.shield == "dm":
             terms["matching"] = self.gap(x, y, turn, self.flow.denoiser)
         if self.settings.shield == "statistics":
-            terms["statistics"] = self.settings.statistics * statistics_kl(x, *self.usual)
+            terms["statistics"] = self.settings.statistics * statistics_kl(turn.gather(x), *self.usual)
         return terms
 
     def augmented(self, x: Tensor, y: Tensor | None, turn) -> Tensor:

@@ -58,7 +58,8 @@ class DisBack(dmd.DMD):
     def begun_fake(self) -> Denoiser:
         """A copy of the teacher, wherever the student begins; of the origin, if the teacher has no network."""
         teacher = self.flow.denoiser
-        return copy.deepcopy(teacher if isinstance(teacher, Denoiser) else self.origin).requires_grad_(True)
+        fake = copy.deepcopy(teacher if isinstance(teacher, Denoiser) else self.origin)
+        return self.saving(fake.requires_grad_(True))
 
     def stages(self):
         s, (whole,) = self.settings, super().stages()

@@ -184,14 +184,15 @@ class DMVAE(Recipe):
 
     def opened(self) -> Flow:
         s = self.settings
-        flow = open_reference(s.reference, tuple(self.before.shape[1:]), self.classes,
-                              latents=lambda: (self.before, self.seen), run=self.flow_of, seed=s.seed,
-                              note=self.said.append)
+        with torch.device("cpu"):       # recipes are built under the run's device, and laws are drawn on this one
+            flow = open_reference(s.reference, tuple(self.before.shape[1:]), self.classes,
+                                  latents=lambda: (self.before, self.seen), run=self.flow_of, seed=s.seed,
+                                  note=self.said.append)
         return flow.to(self.device)
 
     def flow_of(self, place: str) -> Flow:
         """A trained flow, of this codec's latents."""
-        flow, name = open_teacher(place), f"reference {place}"
+        flow, name = open_teacher(place).to(self.device), f"reference {place}"
         theirs = load_product(place).card.get("encoding") if is_ours(Path(place)) else None
         mine = theirs is not None and theirs["codec"] == self.hash
         if not mine and not self.settings.foreign:
@@ -201,7 +202,7 @@ class DMVAE(Recipe):
             known = mine and flow.classes in (None, self.classes)
             x = self.before[:JUDGED] if known else flow.sample(JUDGED)
             y = None if flow.classes is None else self.seen if known else flow.labels(0, JUDGED)
-            require(flow.denoiser, x, None if y is None else y[:JUDGED], name)
+            require(flow.denoiser, x.to(self.device), None if y is None else y[:JUDGED].to(self.device), name)
         return flow
 
     def labels_of(self, flow: Flow) -> Tensor | None:
@@ -224,7 +225,8 @@ class DMVAE(Recipe):
             return ByScores(self.reference, fake, self.law(), *MATCHES[s.match], (s.guidance, s.fake_guidance), s.score)
         if s.match == "kl":
             return None
-        samples = self.reference.sample(4 * COMPARED, seed_of(s.seed, "samples")).to(self.device)
+        with torch.device("cpu"):
+            samples = self.reference.sample(4 * COMPARED, seed_of(s.seed, "samples")).to(self.device)
         return ByDrift(samples) if s.match == "drifting" else ByCritic(samples, 256, s.score)
 
     # ---- learning ----

@@ -287,9 +287,9 @@ class Drifting(Recipe):
 
     def vectors(self, x: Tensor, group: Group, turn) -> Vectors:
         """phi of samples [G n, *shape], at their group's noise level where both sides are noised."""
-        each = len(x) // self.groups
-        t, y = group.t.repeat_interleave(each), self.told(group)
-        if self.settings.noising == "both":
+        each, noised = len(x) // self.groups, self.settings.noising == "both"
+        t, y = (group.t if noised else torch.zeros_like(group.t)).repeat_interleave(each), self.told(group)
+        if noised:
             x = self.student.path.noise(x, t, turn.randn(tuple(x.shape), shared=True))
         return self.phi(x, t, None if y is None else y.repeat_interleave(each))
 

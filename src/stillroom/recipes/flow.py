@@ -21,10 +21,11 @@ from typing import Literal, cast
 import torch
 
 from stillroom.codecs.store import write_store
-from stillroom.data import Batch, Latents, encoding_card
+from stillroom.data import Latents, encoding_card, sample
 from stillroom.flows import Denoiser, Flow, check, denoising_loss
 from stillroom.flows.gate import BINS
 from stillroom.nets import DDT, MLP, DiT, UNet
+from stillroom.nets.offload import device_of
 from stillroom.paths import (
     VE,
     Cosine,
@@ -124,6 +125,9 @@ class FlowMatching(Recipe):
 
     def __init__(self, settings: Settings, data):
         self.settings, self.data, self.shape = settings, data, data.shape
+        if settings.codec and not isinstance(data, Latents):
+            raise Refusal(f"codec {settings.codec}: what it makes of {data.name} is made when the run starts; to plan "
+                          "the run, make it before (stillroom cache), and give the store as --data, without --codec")
         self.classes = None if data.classes is None else len(data.classes)
         self.null = self.classes or 0  # the label that stands for "no condition"
         path = PATHS[settings.path]()
@@ -132,7 +136,6 @@ class FlowMatching(Recipe):
         net = make_net(settings, data.shape, self.classes)
         self.model = Denoiser(net, path, settings.prediction, scale_input=settings.path == "ve")
         self.mean = Average(self.model, settings.average)
-        self.seen: Batch | None = None  # the last batch, on which the product is judged
 
     @classmethod
     def prepare(cls, settings, sources, note):
@@ -154,9 +157,6 @@ class FlowMatching(Recipe):
             y = y.masked_fill(turn.rand((len(y),)) < self.settings.drop, self.null)
         return {"model": {"flow": denoising_loss(self.model, x, t, eps, y)}}
 
-    def after(self, batch, turn):
-        self.seen = batch["data"]
-
     def flow(self) -> Flow:
         s = self.settings
         return Flow(cast(Denoiser, self.mean.module), self.shape, s.sampler, s.sampler_steps, self.shift)
@@ -167,7 +167,8 @@ class FlowMatching(Recipe):
     def product(self):
         card = {"shape": list(self.shape), "classes": self.classes, "data": self.settings.data,
                 "shift": self.shift, **encoding_card(self.data)}
-        if self.seen is not None:
-            verdict = check(cast(Denoiser, self.mean.module), *self.seen)
-            card["gate"] = {"passed": verdict.passed, "times": list(BINS), "risk over data mean": list(verdict.ratios)}
+        x, y = sample(self.data, self.settings.batch, self.settings.seed)
+        device = device_of(self.model)
+        verdict = check(cast(Denoiser, self.mean.module), x.to(device), None if y is None else y.to(device))
+        card["gate"] = {"passed": verdict.passed, "times": list(BINS), "risk over data mean": list(verdict.ratios)}
         return Product("flow", {"flow": self.flow()}, card)

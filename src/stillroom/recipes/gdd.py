@@ -80,7 +80,7 @@ class GDD(Distillation):
         student = super().begun_whole()
         if self.settings.begin == "scratch":
             student.net = anew(student.net)
-        return student
+        return self.saving(student)
 
     def body(self) -> nn.Module:
         """What sees samples for the critic's heads."""

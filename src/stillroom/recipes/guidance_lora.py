@@ -66,7 +66,7 @@ class GuidanceLora(Distillation):
     def begun(self) -> Denoiser:
         """On the teacher's own weights where they are those it starts from: then they are held once."""
         s = self.settings
-        student = widened(self.origin, "guided") if s.strongest > 1 else self.begun_whole()
+        student = self.saving(widened(self.origin, "guided")) if s.strongest > 1 else self.begun_whole()
         if not s.lora or s.origin:
             return adapted(student, s.lora)
         self.flow.denoiser = student

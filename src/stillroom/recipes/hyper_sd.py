@@ -85,7 +85,7 @@ class HyperSD(consistency.Consistency):
         self.fake = super().begun_whole() if s.score_weight else None
 
     def begun_whole(self):
-        return widened(self.origin, "two_times") if self.settings.told else super().begun_whole()
+        return self.saving(widened(self.origin, "two_times")) if self.settings.told else super().begun_whole()
 
     def roles(self):
         roles = super().roles()

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from stillroom.flows import Denoiser, Flow, Generator, Routed
 from stillroom.match import squared_error
-from stillroom.recipes._sets import Among, Own, inner_of, named, options_of, require_own, resized, routes_of, shared
+from stillroom.recipes._sets import Among, Own, inner_of, named, options_of, require_like, resized, routes_of, shared
 from stillroom.recipes._students import Distillation, Ends, Student
 from stillroom.settings import Count, Natural, Optimizer, Refusal, from_mapping
 from stillroom.train import Role, Stage, parts_of
@@ -68,7 +68,8 @@ class MSD(Distillation):
         self.each = [dict(student.roles()) for student in self.students]
         self.samples = [self.drawn(k) for k in range(settings.students)] if self.smaller else []
         if self.smaller:
-            require_own(self.each[0]["student"].module, self.small(), settings.inner)
+            student = self.each[0].get("student")
+            require_like(student and student.module, self.small(), settings.inner)
 
     # ---- the students ----
 
@@ -98,7 +99,10 @@ class MSD(Distillation):
                 return teacher, Flow(outer.origin, teacher.shape)
 
             def begun(self):
-                return outer.small() if outer.smaller else super().begun()
+                if not outer.smaller:
+                    return super().begun()
+                require_like(self.begun_whole(), outer.origin, outer.settings.inner)
+                return self.saving(outer.small())
 
         made = OfSome(settings)
         if made.flow is not teacher:
@@ -163,7 +167,7 @@ class MSD(Distillation):
             if turn.stage == "match":
                 yield {named("match", k): {"teacher": self.matched(k, turn)}}
                 continue
-            for part in parts_of(student.losses(batch, Own(turn, k))):
+            for part in parts_of(student.losses(batch, self.own(turn, k))):
                 yield {named(name, k): terms for name, terms in part.items()}
 
     def matched(self, k: int, turn) -> Tensor:
@@ -177,7 +181,10 @@ class MSD(Distillation):
     def after(self, batch, turn):
         if turn.stage != "match":
             for k, student in enumerate(self.students):
-                student.after(batch, Own(turn, k))
+                student.after(batch, self.own(turn, k))
+
+    def own(self, turn, k: int) -> Own:
+        return Own(turn, k, self.settings.match_steps * self.smaller)
 
     # ---- what is left ----
 

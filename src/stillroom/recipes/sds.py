@@ -20,6 +20,7 @@ import torch
 
 from stillroom.flows import guided, require
 from stillroom.match import gap
+from stillroom.nets.offload import device_of
 from stillroom.nets.particles import Particles, labels_of
 from stillroom.paths import Uniform
 from stillroom.settings import NotNegative, Optimizer, Refusal, Run, Share, Where
@@ -61,8 +62,9 @@ class SDS(Recipe):
         self.law = Uniform(*settings.times)
 
     def check(self, batch):
-        y = self.flow.labels(0, 512)
-        require(self.flow.denoiser, self.flow.sample(512), y, f"teacher {self.settings.teacher}")
+        device, y = device_of(self.flow), self.flow.labels(0, 512)
+        require(self.flow.denoiser, self.flow.sample(512).to(device), None if y is None else y.to(device),
+                f"teacher {self.settings.teacher}")
 
     def roles(self):
         return {"particles": Role(self.particles, self.settings.particles)}

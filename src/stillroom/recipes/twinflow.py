@@ -78,7 +78,7 @@ class TwinFlow(Distillation):
             raise Refusal(f"teacher {place}: it answers {origin.prediction} on a {type(origin.path).__name__} "
                           "path, and twinflow needs velocities of the linear one")
         try:
-            return widened(origin, "two_times")
+            return self.saving(widened(origin, "two_times"))
         except Refusal as refusal:
             raise Refusal(f"teacher {place}: {refusal}, which twinflow needs; give a flow run") from None
 

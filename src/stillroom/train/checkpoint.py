@@ -68,10 +68,10 @@ def load_optimizer_state(learner: Learner, saved: Mapping[str, Tensor]) -> None:
 
 
 def restored(p: Tensor, saved: Tensor) -> Tensor | int:
-    """A value of the optimizer's state for a parameter: counts are single numbers, and stay on the CPU."""
-    if saved.ndim == 0:
-        return int(saved) if saved.dtype == torch.int64 else saved.clone()
-    if saved.shape != p.shape:
+    """A value of the optimizer's state for a parameter. Fused forms keep their counts beside it."""
+    if saved.ndim == 0 and saved.dtype == torch.int64:
+        return int(saved)
+    if saved.shape != p.shape or saved.ndim == 0:
         return saved.to(p.device, copy=True)
     fill(like := torch.zeros_like(p, dtype=saved.dtype), saved)
     return like

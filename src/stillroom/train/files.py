@@ -35,9 +35,11 @@ def file_written_atomically(path: Path) -> Iterator[Path]:
         sync(new)
         new.replace(path)
         sync(path.parent)
-    except OSError as error:
+    except BaseException as error:
         new.unlink(missing_ok=True)
-        raise Refusal(f"{path} could not be written: {error.strerror}; free some space and go on") from error
+        if isinstance(error, OSError):
+            raise Refusal(f"{path} could not be written: {error.strerror}; free some space and go on") from error
+        raise
 
 
 @contextmanager
@@ -54,8 +56,12 @@ def folder_written_atomically(path: Path) -> Iterator[Path]:
         if path.exists():  # a rename cannot replace a folder that is not empty
             old = path.with_name(f".{path.name}.old")
             shutil.rmtree(old, ignore_errors=True)
-            path.rename(old)
-            new.rename(path)
+            try:
+                path.rename(old)
+                new.rename(path)
+            finally:
+                if not path.exists():
+                    old.rename(path)
             shutil.rmtree(old)
         else:
             new.rename(path)

@@ -13,6 +13,13 @@ LOOKS = (0, 1, 2, 5, 10, 20, 50, 99)
 """Turns at which a term's own gradient is taken; each costs one more backward."""
 
 
+def require_connected(losses: Mapping[str, Terms], step: int) -> None:
+    for name, terms in losses.items():
+        for term, value in terms.items():
+            if not value.requires_grad:
+                raise Refusal(f"role {name}: term {term} carries no gradient at step {step}: it was cut")
+
+
 class Reach:
     def __init__(self):
         self.turns: dict[str, int] = {}
@@ -37,8 +44,6 @@ class Reach:
                 self.turns[key] = turn + 1
                 if key in self.reached or turn not in LOOKS:
                     continue
-                if not value.requires_grad:
-                    raise Refusal(f"role {name}: term {term} carries no gradient at step {step}: it was cut")
                 gradients = torch.autograd.grad(value.mean(), parameters, retain_graph=True, allow_unused=True)
                 present = [g for g in gradients if g is not None]
                 if not present:

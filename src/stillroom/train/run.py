@@ -102,16 +102,18 @@ def settle_precision(trainer: Trainer, batch: list) -> list[str]:
     return [note]
 
 
+def require_empty(out: Path) -> None:
+    if (out / "settings.toml").exists():
+        raise Refusal(f"{out} already holds a run: go on with it (stillroom resume {out}), or choose another folder "
+                      "with --out")
+
+
 def start(make: Make, settings: Run, name: str, given: Mapping[str, Any] | None = None,
           watch: Watch | None = None) -> Path:
     """A new run from its first step to its product. Returns its folder."""
     settings = checked(settings, name)
     with open_world(settings.device) as world:
-        if (settings.out / "settings.toml").exists():
-            raise Refusal(
-                f"{settings.out} already holds a run: go on with it (stillroom resume {settings.out}), "
-                "or choose another folder with --out"
-            )
+        require_empty(settings.out)
         world.wait()
         sources = readied(make, settings, sources_of(make, settings, given), watch, world)
         with prepared(make, settings, sources, None, watch, world) as trainer:
@@ -120,6 +122,8 @@ def start(make: Make, settings: Run, name: str, given: Mapping[str, Any] | None 
             notes = settle_precision(trainer, batch)
             folder = RunFolder(settings.out, settings.keep, world.first)
             try:
+                if world.first:
+                    require_empty(settings.out)         # another may have begun while this one prepared
                 trainer.folder = folder
                 for note in notes:
                     trainer.watch.note(note)

@@ -15,6 +15,11 @@ from stillroom.train.product import load_product, product_folder
 _MIXTURE = re.compile(r"(ring|grid):(\d+)(?::(\d+\.?\d*|\.\d+))?")
 
 
+def is_mixture(spec: str) -> bool:
+    """Whether a closed form is meant."""
+    return spec.startswith(("ring:", "grid:"))
+
+
 def open_teacher(spec: str, prompts: str = "") -> Flow:
     """`ring:MODES[:STD]`, `grid:SIDE[:STD]`, a run or product folder, a diffusers folder, or a hub id. A text-to-image
     pipeline is asked with `prompts`, the folder that `stillroom cache --prompts` wrote."""
@@ -85,7 +90,7 @@ def pipeline_of(spec: str) -> str:
     flow that was trained here."""
     while spec and is_ours(Path(spec)):
         spec = str(read_json(product_folder(spec) / "product.json")["card"].get("teacher", ""))
-    return "" if _MIXTURE.fullmatch(spec) else spec
+    return "" if is_mixture(spec) else spec
 
 
 def codec_beside(spec: str) -> Codec | None:
