@@ -565,7 +565,9 @@ def test_teachers_that_will_not_do_are_refused(tmp_path, teacher, unlabelled, da
         made(GuidanceLora, unlabelled)
     with pytest.raises(Refusal, match="answers v on a Cosine path"):
         made(TwinFlow, flow_run(tmp_path / "cosine", data, path="cosine", steps=2))
-    with pytest.raises(Refusal, match="answers eps on a Linear path"):
+    with pytest.raises(Refusal, match="answers x0 on a Linear path"):
+        made(TwinFlow, flow_run(tmp_path / "x0", data, prediction="x0", steps=2))
+    with pytest.raises(Refusal, match="it answers eps, which says nothing of data in pure noise"):
         made(TwinFlow, flow_run(tmp_path / "eps", data, prediction="eps", steps=2))
     adapted = str(run(GuidanceLora, tmp_path / "adapted", teacher, guidance=2.0, steps=1))
     with pytest.raises(Refusal, match="no input for a second time, which twinflow needs"):
