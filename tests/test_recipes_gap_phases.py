@@ -161,6 +161,11 @@ def test_each_shield_holds_what_it_needs(teacher, shield, learn, terms):
     assert (made.ends is not None) == (shield in ("statistics", "adversarial"))
 
 
+def test_statistics_are_of_a_whole_batch(teacher, tmp_path):
+    with pytest.raises(Refusal, match="couples the samples of a batch: set accumulate = 1"):
+        run(DecoupledDMD, tmp_path / "run", teacher, shield="statistics", teacher_samples=100, steps=2, accumulate=2)
+
+
 def test_augmentation_alone_spreads_the_samples_and_a_shield_holds_them(tmp_path, teacher, data):
     spread = {}
     for shield in ("none", "dm", "statistics", "adversarial"):
