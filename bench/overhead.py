@@ -40,7 +40,7 @@ from stillroom.train.world import open_world
 LIMIT = 1.03
 BLOCK = 2
 """Steps a contender runs before the next one's turn."""
-WARM, ROUNDS, PROCESSES = 10, 80, 16
+WARM, ROUNDS, PROCESSES = 10, 40, 16
 """Rounds that are not counted, and those that are, in each process."""
 LATENT = (4, 8, 8)
 NETS = {"DiT, width 96, 3 blocks": (96, 3), "DiT, width 36, 1 block": (36, 1)}
