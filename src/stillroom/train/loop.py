@@ -192,14 +192,14 @@ class Trainer:
                     totals.setdefault(key, []).append(value)
                 self.backward(losses, turn)
             for key, value in turn.told.items():
-                totals.setdefault(key, []).append(value.float().mean())
+                totals.setdefault(key, []).append(value.float().mean().to(self.world.device))
             self.say(turn.notes)
         learners = [self.learners[n] for n in self.roles if n in due]
         for learner in learners:
             if not self.settings.shard:
                 self.world.average_gradients(list(learner.parameters.values()))
         norms = {learner.name: learner.gradient_norm() for learner in learners}
-        means = [torch.stack([part.to(self.world.device) for part in parts]).mean() for parts in totals.values()]
+        means = [parts[0] if len(parts) == 1 else torch.stack(parts).mean() for parts in totals.values()]
         if means and self.world.size > 1:
             means = list(self.world.mean(torch.stack(means)))
         names = [*totals, *(f"{n}/gradient" for n in norms)]
