@@ -1,5 +1,5 @@
 """DMVAE on CIFAR-10, by the commands of its page: a tokenizer over an encoder learned here, a flow of its latents, a
-plain autoencoder brought to that flow and to other references, and what they are compared with.
+plain autoencoder brought to that flow and to ten Gaussians, and what they are compared with.
 
     STILLROOM_DATA=DATA python bench/dmvae_cifar.py --place FOLDER
 
