@@ -1,6 +1,8 @@
 """The benches' figures against closed forms: coverage of the median's interval, and what a ratio must not depend on."""
 
 import sys
+from contextlib import ExitStack
+from dataclasses import replace
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
@@ -9,6 +11,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "bench"))
 
+import prompted  # pyright: ignore[reportMissingImports]
 from compare import HERE, Figure, interleave, median, ratio, tail  # pyright: ignore[reportMissingImports]
 
 
@@ -59,3 +62,18 @@ def test_no_bench_is_called_like_a_package():
     """The folder of a script that runs comes first on the path: what has a package's name would stand in its place."""
     taken = sys.stdlib_module_names | packages_distributions().keys()
     assert not {file.stem for file in HERE.glob("*.py")} & taken
+
+
+@pytest.mark.parametrize(("case", "pooled"), [(prompted.SD15, 0), (prompted.SDXL, 8)])
+def test_the_steps_of_the_bench_on_a_gpu_run_at_another_size(case, pooled):
+    pytest.importorskip("diffusers")
+    small = {"block_out_channels": (8, 16), "layers_per_block": 1, "norm_num_groups": 4, "attention_head_dim": 2,
+             "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"), "cross_attention_dim": 8,
+             "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D")}
+    if pooled:
+        small |= {"transformer_layers_per_block": (1, 2), "addition_time_embed_dim": 4,
+                  "projection_class_embeddings_input_dim": pooled + 6 * 4}
+    case = replace(case, unet={**case.unet, **small}, side=8, tokens=(4, 8), pooled=pooled, batch=2)
+    with ExitStack() as stack:
+        run = prompted.cycle(case, "cpu", stack)
+        assert prompted.operations(run) > 1e8
