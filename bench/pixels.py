@@ -20,13 +20,14 @@ from compare import HERE
 PAGE = HERE / "PIXELS.md"
 SEED = "1"
 SIZES = {
-    False: {"TEACHER": ["--width", "192", "--depth", "3", "--batch", "256", "--steps", "100000"],
+    False: {"TEACHER": ["--width", "192", "--depth", "3", "--batch", "256", "--steps", "100000",
+                    "--model.lr", "2e-4"],
             "FEATURES": ["--width", "64", "--steps", "20000"], "STUDENT": ["--batch", "256", "--steps", "20000"],
             "N": ["50000"]},
-    True: {"TEACHER": ["--width", "16", "--depth", "1", "--batch", "32", "--steps", "1200"],
+    True: {"TEACHER": ["--width", "16", "--depth", "1", "--batch", "32", "--steps", "1200", "--model.lr", "2e-3"],
            "FEATURES": ["--width", "8", "--steps", "50"], "STUDENT": ["--batch", "16", "--steps", "20"], "N": ["100"]},
 }
-TEACHER = ["train", "flow", "TEACHER", "--net", "unet", "--flip", "--model.lr", "2e-4", "--model.decay", "cosine"]
+TEACHER = ["train", "flow", "TEACHER", "--net", "unet", "--flip", "--model.decay", "cosine"]
 FEATURES = ["train", "features", "FEATURES", "--flip"]
 RECIPES = {"dmd": [], "decoupled-dmd": [], "sid": [], "consistency": [], "hyper-sd": []}
 FOUR = {name: ["--student-steps", "4"] for name in RECIPES} | {"hyper-sd": ["--segments", "8", "4"]}
