@@ -8,10 +8,13 @@ import json
 import math
 import re
 import shutil
+from itertools import combinations
 from pathlib import Path
 
 import pytest
 import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.text import Text
 from PIL import Image
 
 from command import stillroom as called
@@ -28,6 +31,7 @@ from stillroom.paths import Linear
 from stillroom.recipes.endpoint import Endpoint
 from stillroom.recipes.flow import FlowMatching
 from stillroom.report import compare_runs as report
+from stillroom.report import compare_runs_plots as plots
 from stillroom.report.words import number
 from stillroom.settings import Optimizer, seed_of
 from stillroom.train import Product, Silent, start
@@ -386,3 +390,17 @@ def test_help_of_runs(home):
     with contextlib.redirect_stdout(out):
         told = called("compare", home / "a", "--help")
     assert told.code == 0 and "--teacher-steps" in told.out + out.getvalue()
+
+
+def test_no_name_in_a_figure_covers_another():
+    """Neither of one column of dots, nor of two whose names reach into each other from both sides."""
+    names = ["dmd, 4 steps", "decoupled-dmd, 4 steps", "sid, 4 steps", "boot", "sid, 1 step"]
+    figure, axes = plots._wide()
+    places = [(7.0, 0.4, 0), (9.0, 0.4, 1), (9.0, 0.39, 2), (1.0, 0.9, 3), (1.0, 0.9, 4)]
+    axes.scatter([x for x, _, _ in places], [y for _, y, _ in places])
+    plots.named(axes, {"entries": [{"name": name} for name in names]}, places)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    boxes = [Text.get_window_extent(text, canvas.get_renderer()) for text in axes.texts]
+    assert len(boxes) == 5
+    assert not any(a.overlaps(b) for a, b in combinations(boxes, 2))

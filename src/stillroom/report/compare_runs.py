@@ -30,9 +30,14 @@ def write_comparison(out: Path, found: Found, clouds: Mapping[str, Tensor]) -> P
     """`clouds`: points to be shown, by method; pictures lie in grid.png."""
     write_atomically(out / "compare.csv", as_csv(found))
     write_atomically(out / "compare.tex", as_latex(found))
-    names = ", ".join(entry["name"] for entry in found["entries"])
-    write_atomically(out / "compare.html", page(names, sections(out, found, clouds), header(found)))
+    write_atomically(out / "compare.html", page(title(found), sections(out, found, clouds), header(found)))
     return out / "compare.html"
+
+
+def title(found: Found) -> str:
+    """The methods, or how many where a line would not hold them."""
+    names = [entry["name"] for entry in found["entries"]]
+    return ", ".join(names) if len(names) < 5 else f"{len(names)} methods"
 
 
 def header(found: Found) -> Header:

@@ -3,7 +3,7 @@ the teacher in grey."""
 
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -16,9 +16,9 @@ from stillroom.report.sweep_plots import apart
 from stillroom.report.words import number
 
 Found = Mapping[str, Any]
-COLUMN, LINE, GAP, FAR = 0.12, 0.055, 0.02, 0.8
-"""Shares of the axes: how wide a column of dots is, how high a name, how far it stands from its dot, and from where on
-to the left of it."""
+LETTER, LINE, GAP, FAR = 0.0115, 0.055, 0.02, 0.8
+"""Shares of the axes: how wide a letter is, how high a name, how far it stands from its dot, and from where on to the
+left of it."""
 
 
 def quality(found: Found) -> Figure:
@@ -71,23 +71,45 @@ def dots(axes: Axes, found: Found, cost: Callable[[Mapping[str, Any]], float | N
     return places
 
 
+class Name(NamedTuple):
+    """Of a method, beside its dot at (x, y); all in shares of the axes."""
+
+    text: str
+    x: float
+    y: float
+    colour: str
+
+    @property
+    def side(self) -> float:
+        """Of the dot: right of it, or left where there is little room."""
+        return -1 if self.x > FAR else 1
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        far = self.x + self.side * (GAP + LETTER * len(self.text))
+        return min(self.x, far), max(self.x, far)
+
+
 def named(axes: Axes, found: Found, places: Sequence[tuple[float, float, int]]) -> None:
-    """Names beside their dots; of dots in one column they are moved apart where they would overlap."""
+    """Names beside their dots, moved apart in height where one would reach into another."""
     axes.autoscale_view()
     where = axes.transData + axes.transAxes.inverted()
-    columns: list[list[tuple[float, float, int]]] = []
-    for x, y, i in sorted((*where.transform((x, y)), i) for x, y, i in places):
-        if columns and x - columns[-1][0][0] < COLUMN:
-            columns[-1].append((x, y, i))
+    names = list[Name]()
+    for *place, i in places:
+        x, y = where.transform(place)
+        names.append(Name(found["entries"][i]["name"], x, y, colour(i)))
+    columns: list[list[Name]] = []
+    for name in sorted(names, key=lambda name: name.ends):
+        if columns and name.ends[0] < max(other.ends[1] for other in columns[-1]):
+            columns[-1].append(name)
         else:
-            columns.append([(x, y, i)])
+            columns.append([name])
     for column in columns:
-        for (x, y, i), at in zip(column, apart([y for _, y, _ in column], LINE), strict=True):
-            line = {"arrowstyle": "-", "color": colour(i), "linewidth": 0.6, "shrinkA": 0, "shrinkB": 3}
-            side, beside = ("right", x - GAP) if x > FAR else ("left", x + GAP)
-            axes.annotate(found["entries"][i]["name"], (x, y), (beside, at), xycoords="axes fraction",
-                          textcoords="axes fraction", va="center", ha=side, size=SMALL + 0.5, color=colour(i),
-                          parse_math=False, arrowprops=line)
+        for name, at in zip(column, apart([name.y for name in column], LINE), strict=True):
+            line = {"arrowstyle": "-", "color": name.colour, "linewidth": 0.6, "shrinkA": 0, "shrinkB": 3}
+            axes.annotate(name.text, (name.x, name.y), (name.x + name.side * GAP, at), xycoords="axes fraction",
+                          textcoords="axes fraction", va="center", ha="left" if name.side > 0 else "right",
+                          size=SMALL + 0.5, color=name.colour, parse_math=False, arrowprops=line)
 
 
 def _floor(axes: Axes, found: Found) -> None:
