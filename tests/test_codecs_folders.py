@@ -15,8 +15,12 @@ from torch.nn import functional
 
 from stillroom.codecs.codec import Codec
 from stillroom.codecs.folders import DiffusersDecoder, DiffusersEncoder, from_diffusers, require_usable
+from stillroom.codecs.klt import BlockDecoder
 from stillroom.data import LatentSpace
 from stillroom.nets import build, buildable, describe
+from stillroom.nets.coding import Decoder
+from stillroom.nets.vit import ViTDecoder
+from stillroom.recipes._drawing import last_weight
 from stillroom.settings import Refusal
 from stillroom.train import Product
 from stillroom.train.product import load_product, save_product
@@ -281,6 +285,36 @@ def test_features_are_what_the_decoder_sees_first(tmp_path, name):
     assert len(maps) == 2 and all(torch.allclose(a, b, atol=1e-5) for a, b in zip(maps, seen, strict=True))
     (grad,) = torch.autograd.grad(maps[-1].square().sum(), z)
     assert float(grad.abs().min()) > 0
+
+
+def last_run(net: nn.Module, z: torch.Tensor) -> nn.Module:
+    """Of its convolutions and linear layers."""
+    ran: list[nn.Module] = []
+    layers = [m for m in net.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    hooks = [m.register_forward_hook(lambda m, i, o: ran.append(m)) for m in layers]
+    net(z)
+    for hook in hooks:
+        hook.remove()
+    return ran[-1]
+
+
+@pytest.mark.parametrize("name", ["sd15", "flux2", "tiny", "dc", "conv", "unshuffle", "vit"])
+@torch.no_grad()
+def test_gradients_are_compared_at_the_layer_that_runs_last(tmp_path, name):
+    if name in CASES:
+        CASES[name][0]().save_pretrained(tmp_path)
+        codec = from_diffusers(tmp_path)
+        net, channels = codec.decoder, codec.space.channels
+    else:
+        channels = 4
+        net = {"conv": lambda: Decoder(4, 8, (1, 1, 1)), "vit": lambda: ViTDecoder(4, 2, 4, 24, 1, 3),
+               "unshuffle": lambda: Decoder(4, 8, (1, 1, 1, 1), stem="unshuffle")}[name]()
+    assert last_weight(net) is last_run(net, torch.randn(1, channels, 4, 4)).weight
+
+
+def test_a_half_without_layers_is_refused_where_gradients_are_to_be_compared():
+    with pytest.raises(Refusal, match="BlockDecoder has no layers"):
+        last_weight(BlockDecoder(4, 2))
 
 
 def test_layouts_of_folders(tmp_path):

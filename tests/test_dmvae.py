@@ -94,8 +94,11 @@ class Draws:
     def randn(self, like):
         return torch.randn(like.shape, generator=self.draws)
 
-    def rand(self, shape):
+    def rand(self, shape, shared=False):
         return torch.rand(shape, generator=self.draws)
+
+    def gather(self, x):
+        return x
 
     def tell(self, name, value):
         self.told[name] = value
@@ -339,6 +342,8 @@ def test_what_cannot_be_is_refused_in_one_line(tmp_path, data, x, codec, flow):
         (recipe(shard=True), "leave it out"),
     ):
         assert words in refused(make), words
+    with pytest.raises(Refusal, match="couples the samples"):
+        trained(tmp_path / "parted", x, codec, match="drifting", accumulate=2)
     with pytest.raises(Refusal, match="seem to lie in"):
         trained(tmp_path / "bright", x / 2 + 0.5, codec)
 

@@ -12,7 +12,6 @@ from stillroom.codecs import Codec
 from stillroom.data import Batch, Loader, Source, sample
 from stillroom.match import adversarial as match
 from stillroom.measure.images import psnr
-from stillroom.nets.bottleneck import Bottleneck
 from stillroom.nets.coding import Decoder, Encoder
 from stillroom.settings import Refusal
 from stillroom.train import Stage
@@ -145,9 +144,12 @@ def errors(drawn: Tensor, x: Tensor, l1: float, l2: float, perceptual: float,
 
 
 def last_weight(net: nn.Module) -> Tensor:
-    """Of the last layer of either half, at which gradients are compared."""
-    layer = net.leave if isinstance(net, Bottleneck) else cast(nn.Sequential, net.layers)[-1]
-    return cast(nn.Conv2d, layer).weight
+    """Of the last layer of either half, at which gradients are compared: all of ours, and diffusers', name it last."""
+    layers = [part for part in net.modules() if isinstance(part, nn.Conv2d | nn.Linear)]
+    if not layers:
+        raise Refusal(f"a {type(net).__name__} has no layers of weights, at whose last one gradients could be "
+                      "balanced; set adversarial to 0")
+    return layers[-1].weight
 
 
 def normalised(codec: Codec, data: Any, seed: int, most: int = 2048) -> tuple[Codec, int]:

@@ -83,8 +83,8 @@ class ByDrift:
         return {}
 
     def pulls(self, z: Tensor, y: Tensor | None, turn) -> Tensor:
-        rows = (turn.rand((len(z),)) * len(self.samples)).long()
-        x = z.flatten(1)[None]
+        x = turn.gather(z).flatten(1)[None]
+        rows = (turn.rand((x.shape[1],), shared=True) * len(self.samples)).long()
         drift = match.drift(x, self.samples[rows].flatten(1)[None].to(x), coupling="separate", x_softmax=False)
         return match.drift_loss(x, drift)
 

@@ -131,6 +131,8 @@ class Settings(Squares):
 def refuse_what_cannot_be(s: Settings, codec: Codec, data) -> None:
     require_whole_latents(data, codec.space.factor)
     refuse_critic(s.adversarial, s.critic_from, s.adversarial_from, s.size)
+    if s.adversarial:
+        last_weight(codec.decoder)
     if not (s.l1 or s.l2 or s.perceptual):
         raise Refusal("l1, l2 and perceptual are all 0, so nothing holds the latents to the pictures; set one above 0")
     if not s.times[0] < s.times[1]:
