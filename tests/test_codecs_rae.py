@@ -267,6 +267,9 @@ def test_diffusers_folders_answer_as_diffusers_does_and_go_back(tmp_path, name):
     codec, x = open_codec(str(tmp_path / "one")), images(2, 3, 32, 32)
     assert (codec.space.factor, codec.space.offset, codec.space.image_range) == (8, 3.5, (0.0, 1.0))
     z = model.encode(x).latent
+    with torch.device("meta"):          # as a recipe opens it on a GPU
+        state = open_codec(str(tmp_path / "one")).state_dict()
+    assert all(torch.equal(state[k], v) for k, v in codec.state_dict().items())
     assert torch.allclose(codec.encode(2 * x - 1), z, atol=1e-5 * float(z.std()))
     assert torch.allclose((codec.decode(z) + 1) / 2, model.decode(z).sample, atol=1e-5)
     again = diffusers.AutoencoderRAE.from_pretrained(to_diffusers_rae(codec, tmp_path / "two")).eval()

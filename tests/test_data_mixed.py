@@ -8,7 +8,17 @@ import pytest
 import torch
 from PIL import Image
 
-from stillroom.data import CREDITS, Loader, Photos, Scenes, Tensors, open_source
+from stillroom.data import (
+    CREDITS,
+    Encoding,
+    LatentSpace,
+    Loader,
+    Photos,
+    Scenes,
+    Tensors,
+    encoding_card,
+    open_source,
+)
 from stillroom.data.mixed import Mixed, mixture
 from stillroom.data.pictures import sample
 from stillroom.settings import Images, Refusal, seed_of
@@ -100,6 +110,20 @@ def test_what_cannot_be_mixed_is_refused():
         Mixed([numbers(0, 3), numbers(0, 3)], (1, 0))
     with pytest.raises(Refusal, match="takes 3,000,000,003 items"):
         Mixed([numbers(0, 3), numbers(0, 3)], (1, 1e9))
+
+
+def test_latents_are_mixed_with_latents_of_the_same_making():
+    def latents(scale, name="a"):
+        made = numbers(0, 3)
+        made.name, made.encoding = name, Encoding(LatentSpace(1, 4, (0.0,), (scale,)), "c", "centre 8")
+        return made
+
+    mixed = Mixed([latents(1.0), latents(1.0, "b")])
+    assert encoding_card(mixed) == encoding_card(latents(1.0)) != {}
+    assert encoding_card(Mixed([numbers(0, 3), numbers(5, 3)])) == {}
+    for other, words in ((latents(3.0, "b"), "a and b cannot be mixed.*scale"), (numbers(0, 3), "the other pictures")):
+        with pytest.raises(Refusal, match=words):
+            Mixed([latents(1.0), other])
 
 
 # ---- by name ----

@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from stillroom.data import ImageTable, open_source, tables
+from stillroom.data import ImageTable, named, open_source, tables
 from stillroom.settings import Images, Refusal
 
 
@@ -52,6 +52,26 @@ def test_other_layouts_have_no_labels(tmp_path, names):
     for value, name in enumerate(sorted(names)):
         picture(tmp_path / name, value)
     assert shown(opened(tmp_path)) == ([0, 1, 2], None)
+
+
+def test_data_that_came_to_the_place_of_others_are_told_apart(tmp_path):
+    """The same names, number and sizes."""
+    home, table = tmp_path / "set", tmp_path / "d.parquet"
+
+    def stamps():
+        pq.write_table(pa.table({"image": structs([p.read_bytes() for p in sorted(home.glob("*/*"))])}), table)
+        return named(opened(home)), named(opened(table))
+
+    picture(home / "cat/a.png", 5)
+    picture(home / "dog/b.png", 6)
+    before = stamps()
+    assert before == stamps()
+    picture(home / "dog/b.png", 7)
+    after = stamps()
+    assert before[0] != after[0] and before[1] != after[1]
+    (home / "dog/b.png").rename(home / "cat/b.png")
+    assert named(opened(home)) != after[0]           # in another class
+    assert named(open_source(Images(data=f"{home}+{table}", size=4))).count(" 2 items") == 2
 
 
 def test_linked_class_folders_are_followed_and_circles_end(tmp_path):

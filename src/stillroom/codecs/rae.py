@@ -115,7 +115,11 @@ def is_rae(config: Mapping[str, Any]) -> bool:
 def from_diffusers_rae(folder: str | Path) -> Codec:
     """The codec of a folder of diffusers' AutoencoderRAE. The encoder's weights may have the names of any version of
     transformers; diffusers itself reads only those of the one it was saved with."""
-    home = Path(folder)
+    with torch.device("cpu"):       # recipes are built under the run's device, and files are read to this one
+        return _read(Path(folder))
+
+
+def _read(home: Path) -> Codec:
     s = _settings({k: v for k, v in read_json(home / "config.json").items() if not k.startswith("_")}, home)
     weights = folder_weights(home)
     weights.pop(f"{PREFIX}decoder_pos_embed", None)                     # fixed; diffusers passes over it too

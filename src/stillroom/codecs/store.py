@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from stillroom.codecs.codec import Codec, fingerprint
-from stillroom.data import Batch, Encoding, Source, Stream, write_latents
+from stillroom.data import Batch, Encoding, Source, Stream, named, write_latents
 from stillroom.settings import Images, Refusal
 
 LEAST, SHARDS = 64, 256     # pictures a file at least, and files at most, about: what is killed loses one file's
@@ -30,7 +30,7 @@ def write_store(folder: Path, codec: Codec, source: Source | Stream, images: Ima
         raise Refusal(f"size {images.size} is no multiple of {codec.space.factor}, the pixels that a latent spans")
     encoding = Encoding(codec.space, fingerprint(codec), f"centre {images.size}")
     return write_latents(folder, lambda start: _encoded(codec, source, start, batch, told, note), encoding,
-                         source.classes, f"{source.name}, {len(source)} pictures", max(LEAST, len(source) // SHARDS))
+                         source.classes, named(source), max(LEAST, len(source) // SHARDS))
 
 
 def _encoded(codec: Codec, source: Source, start: int, batch: int, told: Callable[[int], None],

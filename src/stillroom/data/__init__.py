@@ -1,6 +1,6 @@
 """Data in: pictures, latents and points, as batches that are pure functions of a seed and a step."""
 
-from stillroom.data.batch import Batch, Item, Source, Stream
+from stillroom.data.batch import Batch, Item, Source, Stream, named
 from stillroom.data.builtin import CREDITS, Photos, digits
 from stillroom.data.images import ImageTable, Unreadable, decode, signed_picture, square
 from stillroom.data.latents import Encoding, Latents, LatentSpace, encoding_card, write_latents
@@ -17,6 +17,6 @@ from stillroom.data.tensors import Tensors
 __all__ = [
     "BUILTIN", "CREDITS", "SHAPES", "Batch", "Encoding", "ImageTable", "Item", "LatentSpace", "Latents", "Loader",
     "Mixed", "Pairs", "Photos", "Pictures", "Scenes", "Source", "Stream", "TarStream", "Tensors", "Unreadable",
-    "decode", "digits", "encoding_card", "indices", "leaves", "open_source", "pictures", "sample", "shapes",
+    "decode", "digits", "encoding_card", "indices", "leaves", "named", "open_source", "pictures", "sample", "shapes",
     "signed_picture", "square", "uniforms", "write_latents", "write_pairs",
 ]

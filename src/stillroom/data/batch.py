@@ -1,6 +1,6 @@
 """What every kind of data hands out, and the two ways of reading it: by number (`Source`) or in order (`Stream`)."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
 
 from torch import Tensor
@@ -25,6 +25,12 @@ class Source(Protocol):
     def classes(self) -> tuple[str, ...] | None: ...
     def __len__(self) -> int: ...
     def fetch(self, indices: Sequence[int], key: int) -> Batch: ...
+
+
+def named(source: Source) -> str:
+    """Name, number and, of what may change in its place, a digest: what a cache is of."""
+    stamp: Callable[[], str] | None = getattr(source, "stamp", None)
+    return f"{source.name}, {len(source)} items" + (f", {stamp()}" if stamp else "")
 
 
 class Item(NamedTuple):

@@ -224,7 +224,7 @@ class ImageTable:
     ):
         if rows.count < 1:
             raise Refusal(f"{rows.name}: holds no images")
-        self.rows, self.name, self.classes = rows, rows.name, rows.classes
+        self.rows, self.name, self.classes, self.stamp = rows, rows.name, rows.classes, rows.stamp
         self.law, self.flip, self.shape = crop_law(size, crop, shrink), flip, (3, size, size)
         self._tally = Tally(rows.name, bad_share, rows.count)
         self._tried = bytearray(rows.count)

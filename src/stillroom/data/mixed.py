@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 
-from stillroom.data.batch import Batch, Source
+from stillroom.data.batch import Batch, Source, named
+from stillroom.data.latents import Encoding
 from stillroom.settings import Refusal, seed_of
 
 LARGEST = 5 * 10**7         # items of an epoch; twelve bytes are kept for each
@@ -31,6 +32,7 @@ class Mixed:
                               f"{list(other.shape)}; sources that are mixed must have one shape")
             if other.classes != self.classes:
                 self.classes = None
+        self.encoding = shared_encoding(self.sources, self.name)
         self.credits = tuple(c for s in sources for c in getattr(s, "credits", ()))
         self.in_memory = all(getattr(s, "in_memory", False) for s in sources)
         epoch = max(len(s) / share for s, share in zip(sources, shares, strict=True))
@@ -43,6 +45,9 @@ class Mixed:
 
     def __len__(self) -> int:
         return len(self._which)
+
+    def stamp(self) -> str:
+        return "; ".join(named(source) for source in self.sources)
 
     def fetch(self, indices: Sequence[int], key: int) -> Batch:
         places = np.asarray(indices, np.int64)
@@ -57,6 +62,18 @@ class Mixed:
             if self.classes is not None and batch.y is not None:
                 y[own] = batch.y
         return Batch(x, None if self.classes is None else y)
+
+
+def shared_encoding(sources: Sequence[Source], name: str) -> Encoding | None:
+    """None of pictures. Latents of two codecs are numbers of one shape, and two languages."""
+    encodings: list[Encoding | None] = [getattr(source, "encoding", None) for source in sources]
+    first = encodings[0]
+    for source, encoding in zip(sources, encodings, strict=True):
+        if encoding != first:
+            how = (f"their latents were made otherwise: {first.differences(encoding)}" if first and encoding else
+                   "one holds latents, the other pictures")
+            raise Refusal(f"{name}: {sources[0].name} and {source.name} cannot be mixed: {how}")
+    return first
 
 
 def _spread(counts: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from stillroom.data.batch import Batch, Source, Stream
+from stillroom.data.batch import Batch, Source, Stream, named
 from stillroom.data.latents import Encoding, Latents, LatentSpace, write_latents
 from stillroom.settings import Refusal
 
@@ -55,7 +55,7 @@ def write_pairs(folder: Path, source: Source | Stream, count: int, teacher: Call
     channels = teacher(some[:1]).shape[1]
     space = LatentSpace(channels, 1, (0.0,) * channels, (1.0,) * channels)      # answers as they are
     digest = hashlib.sha256(some.numpy().tobytes()).hexdigest()[:16]
-    origin = f"{count} crops of the {len(source)} of {source.name}, {digest}"
+    origin = f"{count} crops of {named(source)}, {digest}"
 
     def batches(start: int) -> Iterator[Batch]:
         for i in range(start, count, CHUNK):

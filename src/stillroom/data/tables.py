@@ -4,6 +4,7 @@ No network is tried: `datasets.load_dataset` counts each use by a request to the
 called directly.
 """
 
+import hashlib
 import json
 import os
 from collections.abc import Callable, Sequence
@@ -35,6 +36,25 @@ class Rows:
     title: Callable[[int], str]
     labels: Tensor | None = None
     classes: tuple[str, ...] | None = None
+
+    def stamp(self) -> str:
+        """Tells data from others that came to their place: by their labels, and by the length and the end of every
+        encoded picture, where JPEG has its last pixels and PNG a checksum of all."""
+        digest = hashlib.sha256(b"" if self.labels is None else self.labels.numpy().tobytes())
+        for i in range(self.count):
+            size, end = length_and_end(self.read(i))
+            digest.update(f"{size} ".encode() + end)
+        return digest.hexdigest()[:16]
+
+
+def length_and_end(data: bytes | Path) -> tuple[int, bytes]:
+    """The last 64 bytes."""
+    if isinstance(data, bytes):
+        return len(data), data[-64:]
+    with data.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - 64))
+        return size, file.read()
 
 
 def folder(path: Path) -> Rows:

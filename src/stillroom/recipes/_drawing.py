@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from stillroom.codecs import Codec
-from stillroom.data import Batch, Loader, Source, sample
+from stillroom.data import Batch, Loader, Source, named, sample
 from stillroom.match import adversarial as match
 from stillroom.measure.images import psnr
 from stillroom.nets.coding import Decoder, Encoder
@@ -42,6 +42,9 @@ class Kept:
 
     def fetch(self, indices: Sequence[int], key: int) -> Batch:
         return self.source.fetch(self.rows[torch.as_tensor(indices)].tolist(), key)
+
+    def stamp(self) -> str:
+        return named(self.source)
 
     def held(self) -> Tensor:
         return self.source.fetch(self.out.tolist(), 0).x

@@ -165,11 +165,12 @@ class RAE(Recipe):
             encoder: Any = new_vit(s.own, s.patch)
         else:
             encoder, self.space = opened(s.encoder, s.patch)
-        self.half, net = encoder, bare(encoder)
+        self.half = encoder.to(device)
+        net = bare(encoder)
         require_patch(s.encoder, net, s.patch)
         if self.space is not None and s.statistics == "element":
             raise Refusal(f"encoder {s.encoder}: its latents have their statistics already; leave out --statistics")
-        self.encoder = net.to(device).requires_grad_(False).eval()
+        self.encoder = net.requires_grad_(False).eval()
         pixels = net.pixels if isinstance(net, TokenEncoder) else ((0.0,) * 3, (1.0,) * 3)
         side = s.size // s.patch
         decoder = ViTDecoder(net.channels, s.patch, side, s.nets.width, s.nets.depth, s.nets.heads, None, *pixels)
