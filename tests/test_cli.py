@@ -17,8 +17,12 @@ from PIL import Image
 
 import stillroom as package
 from command import TINY, files, python, stillroom
+from stillroom.cli.train import anchored, anchored_place
 from stillroom.recipes import listing
-from stillroom.settings import read_toml
+from stillroom.recipes.dmvae import DMVAE
+from stillroom.recipes.rae import RAE
+from stillroom.recipes.tokenizer import Tokenizer
+from stillroom.settings import Place, read_toml
 from stillroom.train import load
 from stillroom.train.folder import read_rows
 
@@ -336,9 +340,32 @@ def test_own_recipe_killed_and_resumed_from_elsewhere_is_the_run_never_killed(tm
 
 
 def test_folders_in_a_mixture_become_absolute(tmp_path, monkeypatch):
-    from stillroom.cli.train import anchored_place
-
     (tmp_path / "pictures").mkdir()
     monkeypatch.chdir(tmp_path)
-    assert anchored_place("0.6*pictures:val+0.4*leaves") == f"0.6*{tmp_path}/pictures:val+0.4*leaves"
-    assert anchored_place("pictures") == f"{tmp_path}/pictures" and anchored_place("leaves:test") == "leaves:test"
+    for given, whole in {
+        "0.6*pictures:val+0.4*leaves": f"0.6*{tmp_path}/pictures:val+0.4*leaves", "leaves:test": "leaves:test",
+        "0.123456789*pictures+0.00001*leaves": f"0.123456789*{tmp_path}/pictures+0.00001*leaves",
+        "pictures": f"{tmp_path}/pictures", "some+one/net": "some+one/net",
+    }.items():
+        assert anchored_place(given, Place()) == whole
+
+
+def test_the_folder_of_nobody_is_refused():
+    told = stillroom("train flow --data ~nosuchuser/pictures --size 8 --out no")
+    assert told.code == 2 and "nobody of that name" in told.err and told.err.count("\n") == 1
+
+
+def test_places_behind_another_word_become_absolute_and_known_names_stay(tmp_path, monkeypatch):
+    for name in ("x.npz", "ref", "own", "dinov2", "gaussian"):
+        (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path)
+    for recipe, field, given, whole in (
+        (DMVAE, "reference", "samples:x.npz", f"samples:{tmp_path}/x.npz"),
+        (DMVAE, "reference", "noised:0.3:ref", f"noised:0.3:{tmp_path}/ref"), (DMVAE, "reference", "gmm:16", "gmm:16"),
+        (DMVAE, "reference", "ref", f"{tmp_path}/ref"), (DMVAE, "reference", "gaussian", "gaussian"),
+        (RAE, "encoder", "ref", f"{tmp_path}/ref"), (RAE, "encoder", "own", "own"),
+        (Tokenizer, "align", "dinov2", "dinov2"), (Tokenizer, "align", "ref", f"{tmp_path}/ref"),
+    ):
+        more = {"codec": "bundled", "reference": "gaussian"} if recipe is DMVAE else {}
+        settings = recipe.Settings(**{"out": "no", "data": "digits", "size": 8, **more, field: given})
+        assert getattr(anchored(settings), field) == whole

@@ -15,7 +15,9 @@ import stillroom as package
 from command import files, stillroom
 from stillroom.codecs import Codec, fit_klt
 from stillroom.data import LatentSpace, open_source, sample
+from stillroom.nets.build import _known
 from stillroom.nets.coding import Decoder, Encoder
+from stillroom.recipes import module_of
 from stillroom.settings import Images, read_toml
 from stillroom.train import Product
 from stillroom.train.product import save_product
@@ -125,6 +127,64 @@ def test_what_cannot_be_read_is_said_before_anything_is_written(home, tmp_path):
     (tmp_path / "text.png").write_text("no picture")
     assert "text.png: not an image" in refused("reconstruct text.png --out z --codec", klt)
     assert "not latents written by stillroom encode" in refused("decode", photo, "--out z --codec", klt)
+
+
+OWN = """
+from torch import nn
+
+from stillroom import Recipe, buildable
+
+
+@buildable
+class Half(nn.Module):
+    def __init__(self):
+        super().__init__()
+
+    def forward(self, x):
+        return x
+
+
+class Mine(Recipe):
+    pass
+"""
+
+
+def test_a_codec_of_an_own_recipe_is_known_wherever_codecs_are_given(home, tmp_path, monkeypatch):
+    """To a new process: its classes are in the file that settings.toml names."""
+    (tmp_path / "mine.py").write_text(OWN)
+    half = module_of(tmp_path / "mine.py").Half
+    space = LatentSpace(3, 1, (0.0,) * 3, (1.0,) * 3)
+    save_product(Product("codec", {"codec": Codec(half(), half(), space).eval()}), tmp_path / "run/product")
+    (tmp_path / "run/settings.toml").write_text(f'recipe = "{tmp_path / "mine.py"}:Mine"')
+    photo = home / "photos/odd.png"
+    commands = [["encode", photo, "--codec run --out z"], ["decode z/odd.safetensors --codec run --out back"],
+                ["reconstruct", photo, "--codec run --out back"],
+                ["cache --codec run --size 16 --out store --data", home / "many"],
+                ["sweep run --teacher run --out swept --sizes 16 --scales 1 --data", home / "none"],
+                ["export run --to taesd --out exported"]]
+    monkeypatch.setitem(_known, "stillroom_user_mine:Half", half)     # as it is now, when all is done
+    for words in commands:
+        _known.pop("stillroom_user_mine:Half", None)
+        told = stillroom(*words)
+        assert "no buildable class" not in told.err, words
+        assert told.code == (2 if words[0].startswith(("sweep", "export")) else 0), told.err
+        assert "stillroom_user_mine:Half" in _known
+    assert package.load("run").encode(torch.zeros(1, 3, 4, 4)).shape == (1, 3, 4, 4)
+
+
+def test_a_run_of_an_own_recipe_without_own_classes_needs_no_file(home, tmp_path):
+    shutil.copytree(home / "klt", tmp_path / "run/product")
+    (tmp_path / "run/settings.toml").write_text('recipe = "gone.py:Mine"')
+    assert stillroom("encode", home / "photos/odd.png", "--codec run").code == 0
+
+
+def test_places_that_cannot_be_written_are_one_line(home, tmp_path):
+    (tmp_path / "file").write_text("")
+    photo, klt = home / "photos/odd.png", home / "klt"
+    assert "file: File exists; give another place" in refused("encode", photo, "--out file --codec", klt)
+    assert "Not a directory; give another place" in refused("encode", photo, "--out file/z --codec", klt)
+    (tmp_path / "z/.odd.safetensors.new").mkdir(parents=True)
+    assert "could not be written" in refused("encode", photo, "--out z --codec", klt)
 
 
 def test_latents_go_into_their_own_space_only(home):

@@ -40,7 +40,8 @@ def shaken(net: nn.Module, seed: int) -> nn.Module:
 
 def generator(channels: int, seed: int = 0, **more) -> OneStep:
     torch.manual_seed(seed)
-    return OneStep(shaken(DiT(channels, 8, 4, 32, 1, 1, **more), seed), Linear(), "v", (channels, 8, 8)).eval()
+    net = shaken(DiT(channels, 8, 4, 32, 1, 1, **more), seed)
+    return OneStep(net, Linear(), "v", (channels, 8, 8), unlabelled=True).eval()
 
 
 def codec(seed: int) -> Codec:
@@ -282,6 +283,22 @@ def test_draws_are_not_mixed(home, spoil):
     assert "an unfinished draw of another" in refused("sample", home / "grey", "--n 600 --out x.npz", spoil)
     assert stillroom("sample", home / "grey", "--n 600 --batch 100 --out x.npz").code == 0
     assert len(np.load("x.npz")["x"]) == 600 and not Path(".x.npz.part").exists()
+
+
+def test_another_sampler_of_the_same_weights_is_another_draw(home, tmp_path):
+    shutil.copytree(home / "flow", tmp_path / "flow")
+    shutil.copytree(home / "grey", tmp_path / "weak")
+    draws = {"f": "--n 4 --out f", "w": "--n 4 --guidance 2 --out w --weak weak"}
+    for words in draws.values():
+        assert stillroom("sample", "weak" if "weak" in words else "flow", words).code == 0
+    for place, part, argument in (("flow", "flow", "sampler"), ("weak", "generator", "prediction")):
+        file = tmp_path / place / "product.json"
+        content = json.loads(file.read_text())
+        content["parts"][part]["arguments"][argument] = {"sampler": "heun", "prediction": "x0"}[argument]
+        file.write_text(json.dumps(content))
+    assert "is of another draw (another run, sampler" in refused("sample flow", draws["f"])
+    assert "is of another draw" in refused("sample", home / "grey", draws["w"])
+    assert stillroom("sample", home / "flow", draws["f"]).code == 0     # wherever it lies
 
 
 def interrupted(home, out):

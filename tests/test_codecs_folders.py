@@ -13,10 +13,10 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional
 
-from stillroom.codecs.codec import Codec
+from stillroom.codecs.codec import Codec, require_signed_as_given
 from stillroom.codecs.folders import DiffusersDecoder, DiffusersEncoder, from_diffusers, require_usable
 from stillroom.codecs.klt import BlockDecoder
-from stillroom.data import LatentSpace
+from stillroom.data import LatentSpace, Photos, Tensors
 from stillroom.nets import build, buildable, describe
 from stillroom.nets.coding import Decoder
 from stillroom.nets.vit import ViTDecoder
@@ -479,7 +479,8 @@ def test_the_gate_of_codecs():
         with pytest.raises(Refusal, match=f"bad: .*{match}"):
             require_usable(codec, x, "bad")
     with pytest.raises(Refusal, match="2 \\* x - 1"):
-        require_usable(means(), x.abs(), "unsigned")
+        require_signed_as_given(Tensors(x.abs()), x.abs())
+    require_signed_as_given(Photos(8), x.abs())         # from files, and brought to [-1, 1] already: bright ones
     with pytest.raises(Refusal, match="flat"):
         require_usable(means(), torch.full((2, 3, 8, 8), -0.5), "flat")
 

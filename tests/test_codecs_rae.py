@@ -15,6 +15,7 @@ from stillroom.codecs.files import Encoded, require_space
 from stillroom.codecs.rae import from_diffusers_rae, statistics_of, to_diffusers_rae, token_codec
 from stillroom.codecs.tokens import token_encoder
 from stillroom.nets.vit import ViT, ViTDecoder
+from stillroom.recipes.rae import opened
 from stillroom.settings import Refusal
 from stillroom.train import Product
 from stillroom.train.product import load_product, save_product
@@ -261,7 +262,7 @@ def theirs(name):
 
 @pytest.mark.parametrize("name", CASES)
 @torch.no_grad()
-def test_diffusers_folders_answer_as_diffusers_does_and_go_back(tmp_path, name):
+def test_diffusers_folders_answer_as_diffusers_does_and_go_back(tmp_path, name, monkeypatch):
     model = theirs(name)
     model.save_pretrained(tmp_path / "one")
     codec, x = open_codec(str(tmp_path / "one")), images(2, 3, 32, 32)
@@ -272,6 +273,9 @@ def test_diffusers_folders_answer_as_diffusers_does_and_go_back(tmp_path, name):
     assert all(torch.equal(state[k], v) for k, v in codec.state_dict().items())
     assert torch.allclose(codec.encode(2 * x - 1), z, atol=1e-5 * float(z.std()))
     assert torch.allclose((codec.decode(z) + 1) / 2, model.decode(z).sample, atol=1e-5)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, **_: str(tmp_path / "one"))
+    half, space = opened("owner/rae", 8)
+    assert space == codec.space and torch.equal(half(x), codec.encoder(x))
     again = diffusers.AutoencoderRAE.from_pretrained(to_diffusers_rae(codec, tmp_path / "two")).eval()
     assert torch.allclose(again.encode(x).latent, z, atol=1e-5 * float(z.std()))
     assert torch.allclose(again.decode(z).sample, model.decode(z).sample, atol=1e-5)
@@ -356,9 +360,11 @@ def test_what_diffusers_cannot_hold_is_said(tmp_path):
     assert not (tmp_path / "no").exists()
 
 
+@pytest.mark.parametrize("side", [1, 4])
 @torch.no_grad()
-def test_an_encoder_of_our_own_is_exported_with_its_module(tmp_path):
-    codec = own_codec(torch.full((16, 1, 1), 0.2), torch.full((16, 1, 1), 0.7))
+def test_an_encoder_of_our_own_is_exported_with_its_module(tmp_path, side):
+    """With statistics per channel, or per element."""
+    codec = own_codec(torch.full((16, side, side), 0.2), torch.full((16, side, side), 0.7))
     to_diffusers(codec, tmp_path / "out")
     read, info = diffusers.AutoModel.from_pretrained(str(tmp_path / "out"), trust_remote_code=True), codec.space
     x = 2 * images(1, 3, 16, 16) - 1

@@ -16,7 +16,7 @@ from PIL import Image
 from stillroom import train
 from stillroom.cli import compare, comparison, comparison_data
 from stillroom.codecs import Codec, fit_klt
-from stillroom.data import open_source, sample
+from stillroom.data import Tensors, open_source, sample
 from stillroom.flows import Flow, Gaussian
 from stillroom.flows.gate import BINS
 from stillroom.flows.references import gaussian
@@ -367,6 +367,21 @@ def test_killed_in_a_prior_it_goes_on_to_the_same_end(codecs, tmp_path, counted,
     assert timeless(found_in(cut)) == timeless(found_in(whole))
 
 
+def test_a_part_is_named_by_all_its_pixels_labels_and_classes():
+    x, y = torch.rand(70, 3, 8, 8), torch.arange(70) % 2
+    rows = torch.arange(70)
+
+    def digest(x, y=y, classes=("a", "b"), rows=rows):
+        return comparison_data.Part(Tensors(x, y, classes, "given"), rows).digest
+
+    last, relabelled = x.clone(), y.clone()
+    last[-1, -1, -1, -1] += 1
+    relabelled[-1] = 0
+    assert digest(x) == digest(x.clone())
+    others = [digest(last), digest(x, relabelled), digest(x, y, ("a", "c")), digest(x, rows=rows.flip(0))]
+    assert len({digest(x), *others}) == 5
+
+
 # ---- other data ----
 
 def test_pictures_without_labels_say_so(codecs, tmp_path):
@@ -375,6 +390,14 @@ def test_pictures_without_labels_say_so(codecs, tmp_path):
     found = found_in(tmp_path)["codecs"][0]
     assert {row["guidance"] for row in found["generation"]} == {1.0} and not (tmp_path / "fine" / "guided.png").exists()
     assert found["reconstruction"]["means"]["ssim"]["n"] == 80
+
+
+def test_of_a_mixture_held_out_pictures_are_those_of_its_test_splits():
+    asked = compare.Settings(data="leaves+0.5*shapes", size=8, n=40, pictures=60)
+    learned, held, _ = comparison_data.pictures_of(asked)
+    assert held.name == "leaves:test+0.5*shapes:test" and len(held) == 40 and len(learned) == 60
+    with pytest.raises(Refusal, match="leaves:test has no test split"):
+        comparison_data.pictures_of(dataclasses.replace(asked, data="leaves:test+shapes"))
 
 
 def test_a_folder_of_classes_is_set_aside_in_part(codecs, tmp_path):

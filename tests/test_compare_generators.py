@@ -10,6 +10,7 @@ import re
 import shutil
 from itertools import combinations
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -20,13 +21,15 @@ from PIL import Image
 from command import stillroom as called
 from stillroom import train
 from stillroom.cli import comparison_runs
-from stillroom.data import Tensors
+from stillroom.codecs import Codec
+from stillroom.data import LatentSpace, Tensors
 from stillroom.flows import Denoiser, Flow, Mixture, OneStep
 from stillroom.measure.distances import paired_error
 from stillroom.measure.diversity import contrast, relative_spread, saturated, spread_within
 from stillroom.measure.images import as_8bit
 from stillroom.measure.metrics import panel
 from stillroom.nets import DiT
+from stillroom.nets.coding import Decoder, Encoder
 from stillroom.paths import Linear
 from stillroom.recipes.endpoint import Endpoint
 from stillroom.recipes.flow import FlowMatching
@@ -193,6 +196,10 @@ def test_a_spread_is_held_against_one_of_its_kind():
     assert relative_spread(2 * x, y, x, y) == pytest.approx(2)
     assert relative_spread(2 * x, alone, x, y) == relative_spread(2 * x, y, x, alone) == pytest.approx(2)
     assert relative_spread(x, y, y[:, None].float(), y) is None             # its classes are points
+    x = x + 10 * y[:, None]
+    assert relative_spread(x, y, x, None) == relative_spread(x, None, x, y) == pytest.approx(1)
+    for mine, law, said in ((y, None, 1), (None, y, 1), (alone, y, 1), (y, y, 0), (None, None, 0)):
+        assert len(comparison_runs.taken_together(mine, SimpleNamespace(law=law, teacher=None))) == said
 
 
 def test_saturation_is_what_lies_at_the_ends():
@@ -326,6 +333,70 @@ def test_a_second_comparison_measures_nothing_and_one_more_run_only_adds(home, t
     done.clear()
     compared(home / "a", "--n 50 --reference 400 --quiet --out", tmp_path)
     assert len(done) == 6
+
+
+@pytest.fixture
+def measured(monkeypatch):
+    """Names of the sides that were measured."""
+    done: list[str] = []
+    real = comparison_runs.Table.measure
+    monkeypatch.setattr(comparison_runs.Table, "measure", lambda self, side, guidance: (
+        done.append(side.name), real(self, side, guidance))[1])
+    return done
+
+
+def test_another_sampler_of_the_same_weights_is_measured_anew(home, tmp_path, measured):
+    shutil.copytree(home / "pictures", tmp_path / "flow")
+    words = (f"mine={tmp_path / 'flow'}", "--teacher", tmp_path / "flow", "--teacher-steps 2 --data digits --n 40 "
+             "--quiet --out", tmp_path / "out")
+    compared(*words)
+    measured.clear()
+    compared(*words)
+    assert len(measured) == 1                                           # the floor
+    file = tmp_path / "flow" / "product.json"
+    content = json.loads(file.read_text())
+    content["parts"]["flow"]["arguments"]["sampler"] = "heun"
+    file.write_text(json.dumps(content))
+    measured.clear()
+    compared(*words)
+    assert len(measured) == 4                                           # of the teacher too
+
+
+def test_other_labels_of_the_same_pictures_are_measured_anew(home, tmp_path, measured, monkeypatch):
+    words = (home / "grey", "--data digits --n 40 --quiet --out", tmp_path)
+    compared(*words)
+    real = comparison_runs.gathered
+
+    def relabelled(*sides):
+        vectors, y = real(*sides)
+        return vectors, None if y is None else y.flip(0)
+
+    monkeypatch.setattr(comparison_runs, "gathered", relabelled)
+    measured.clear()
+    compared(*words)
+    assert len(measured) == 2                                           # the floor, and the run
+
+
+def test_another_codec_at_the_same_place_is_measured_anew_and_pictures_are_as_large_as_it_makes_them(
+        tmp_path, measured):
+    torch.manual_seed(0)
+    net = DiT(4, 2, 1, 32, 1, 1)
+    save_product(Product("generator", {"generator": OneStep(net, Linear(), "v", (4, 2, 2))}), tmp_path / "run")
+    words = (tmp_path / "run", "--codec", tmp_path / "codec", "--data leaves --reference 60 --n 40 --quiet --out",
+             tmp_path / "out")
+    space = LatentSpace(4, 8, (0.0,) * 4, (0.5,) * 4)
+    figures = []
+    for _ in range(2):
+        decoder = Decoder(4, 8, shift=space.shift, scale=space.scale, unit_range=True)
+        codec = Codec(Encoder(4, 8, unit_range=True), decoder, space).eval()
+        save_product(Product("codec", {"codec": codec}), tmp_path / "codec")
+        compared(*words)
+        found = found_in(tmp_path / "out")
+        assert found["about"]["main"].startswith("pixels 3x16x16")      # without --size
+        figures.append(found["entries"][0]["runs"][0]["spaces"])
+    assert len(measured) == 4 and figures[0] != figures[1]
+    compared(*words)
+    assert len(measured) == 5
 
 
 # ---- what it refuses ----

@@ -2,16 +2,21 @@
 
 import dataclasses
 import json
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from command import stillroom
 from stillroom.cli import evaluation
+from stillroom.cli.evaluate import Settings
 from stillroom.cli.main import COMMANDS
+from stillroom.cli.sides import open_real
+from stillroom.cli.sides import test_split_of as split_of
 from stillroom.codecs import Codec, fingerprint
 from stillroom.data import Batch, Encoding, Latents, LatentSpace, digits, write_latents
 from stillroom.flows import Denoiser, Flow, OneStep
@@ -21,6 +26,7 @@ from stillroom.measure.reference import INCEPTION, read_statistics
 from stillroom.nets import MLP, DiT, buildable
 from stillroom.nets.coding import Decoder, Encoder
 from stillroom.paths import Linear
+from stillroom.settings import Refusal
 from stillroom.train import Product
 from stillroom.train.product import save_product
 
@@ -92,6 +98,7 @@ def home(tmp_path_factory):
     save_product(Product("generator", {"generator": generator(4, 3)}, card), home / "coded")
     save_product(Product("generator", {"generator": generator(1, 10)}), home / "grey")
     save_product(Product("generator", {"generator": generator(3)}), home / "colour")
+    save_product(Product("generator", {"generator": generator(1, 7)}), home / "seven")
     save_product(Product("generator", {"generator": Broken()}), home / "broken")
     save_product(Product("features", {"features": Means()}, {"shape": [1, 8, 8]}), home / "means")
     save_product(Product("features", {"features": Means()}, {"shape": [4, 8, 8]} | card), home / "coded-means")
@@ -190,6 +197,34 @@ def test_the_test_split_beside_the_data_is_the_fresh_one(home):
     assert named["spaces"] == found["spaces"]
 
 
+def photographs(folder, count, seed):
+    folder.mkdir(parents=True)
+    noise = np.random.default_rng(seed).integers(0, 256, (count, 8, 8, 3), np.uint8)
+    for i, each in enumerate(noise):
+        Image.fromarray(each).save(folder / f"{i}.png")
+
+
+def items(side):
+    return {x.numpy().tobytes() for batch, _ in side.batches(None) for x in batch}
+
+
+def test_fresh_ones_of_a_mixture_are_none_of_its_reference(tmp_path):
+    """In a mixture the smaller source comes round again: of its numbers no part is set aside."""
+    for i, (name, count) in enumerate({"a/train": 20, "a/test": 12, "b/train": 5, "b/test": 4, "c": 9}.items()):
+        photographs(tmp_path / name, count, i)
+    a, b, c = (str(tmp_path / name) for name in "abc")
+    reference, fresh = open_real(Settings(data=f"{a}+0.25*{b}"), 8, 12)
+    assert fresh.name == f"{a}:test+0.25*{b}:test" and len(items(fresh)) >= 10
+    assert not items(reference) & items(fresh)
+    assert split_of("photos+0.125*leaves:train") == "photos:test+0.125*leaves:test"
+    assert split_of("2*photos") == "photos:test" and split_of("ring:8:0.1") is None
+    for part, spec in {c: f"{a}+{c}", "leaves:test": "photos+leaves:test"}.items():
+        with pytest.raises(Refusal, match=f"{part} has no test split.*--heldout"):
+            open_real(Settings(data=spec), 8, 12)
+    reference, fresh = open_real(Settings(data=f"{a}+{c}", heldout=f"{b}:test"), 8, 12)
+    assert not items(reference) & items(fresh)
+
+
 def test_learned_features_are_a_space_of_their_own(home):
     _, found = evaluated(home / "grey", "--n 400 --data digits --features", home / "means")
     name = next(n for n in found["spaces"] if n.startswith("features "))
@@ -254,6 +289,7 @@ def test_label_laws_that_differ_are_said(home):
     np.savez("zeros.npz", x=x.x[mine].numpy(), y=labels(x)[mine].numpy())
     said, _ = evaluated("zeros.npz --data digits")
     assert "labels of samples and data are 0.90 apart" in said and "balanced over 1 classes; data of 10 classes" in said
+    assert "--labels data" not in said                      # they are there already
     assert "apart in total variation" not in evaluated(home / "grey", "--n 50 --data digits")[0]
     assert "data without labels" in evaluated(home / "colour", "--n 50 --data leaves --reference 200")[0]
 
@@ -270,6 +306,28 @@ def test_samples_can_be_drawn_by_the_datas_law(home, monkeypatch):
     evaluated(home / "grey", "--n 300 --labels data --data digits")
     order = torch.randperm(1442, generator=torch.Generator().manual_seed(0))
     assert torch.equal(torch.cat(seen), labels(digits(split="train"))[order][:300])
+
+
+def test_the_datas_law_is_offered_where_it_can_be_drawn_from(home):
+    data = digits(split="test")
+    mine = labels(data) < 2
+    np.savez("two.npz", x=data.x[mine].numpy(), y=labels(data)[mine].numpy())
+    y = torch.cat([torch.zeros(70), torch.arange(20) % 3]).long()
+    write_latents(Path("uneven"), [Batch(latents(90), y)], Latents(home / "latents").encoding, ["a", "b", "c"])
+    assert "which is in every figure; --labels data draws" in evaluated(home / "coded", "--n 30 --data uneven")[0]
+    assert "apart" not in evaluated(home / "coded", "--n 30 --labels data --data uneven")[0]
+
+
+def test_labels_of_files_are_what_they_can_be(home):
+    x = digits(split="test").x[:40].numpy()
+    np.savez("none.npz", x=x, y=np.full(40, -1))
+    assert "samples without labels" in evaluated("none.npz --data digits")[0]
+    np.savez("large.npz", x=x, y=np.arange(40) % 2 * 10**12)
+    said = evaluated("large.npz --data digits")[0]
+    assert "samples balanced over 2 classes" in said and "0.90 apart" in said
+    for y in (np.arange(40) - 1, np.full(40, 0.5), np.full(40, np.nan)):
+        np.savez("wrong.npz", x=x, y=y)
+        assert "labels y are whole numbers from 0 on" in refused("wrong.npz --data digits")
 
 
 # ---- statistics ----
@@ -315,6 +373,14 @@ def test_a_batch_of_pictures_is_a_reference_too(home, monkeypatch):
     assert abs(columns["355 samples"]["frechet"]) < 1e-9
 
 
+def test_what_is_no_picture_has_no_statistics_in_inceptions_features(home, monkeypatch):
+    monkeypatch.setattr(evaluation, "FidInception", Stub)
+    for x in (latents(20).numpy(), np.zeros((20, 2), np.float32)):
+        np.savez("s.npz", x=x)
+        said = refused(home / "grey", "--n 20 --inception w.pth --stats s.npz")
+        assert f"s.npz: holds {list(x.shape[1:])}, and {INCEPTION} looks at pictures" in said
+
+
 def test_statistics_of_another_space_are_refused(home):
     Statistics.of(Moments(64).add(torch.randn(99, 64)), "features 0123").save(Path("s.npz"))
     said = refused(home / "grey", "--data digits --stats s.npz")
@@ -349,6 +415,9 @@ def test_statistics_of_another_space_are_refused(home):
     ("grey", "--stats s.npz --save-stats t.npz", "--save-stats needs --data"),
     ("broken", "--data digits", "item 7 holds NaN or infinity"),
     ("colour", "--data leaves --reference 50 --labels data", "--labels data: leaves has no labels"),
+    ("seven", "--data digits --labels data", "seven knows 7 classes, and digits:train has 10"),
+    ("plane", "--data ring:8:0.1 --reference 50 --labels data", "plane knows no classes, and ring:8:0.1 has 8"),
+    ("half-ring", "--data ring:8:0.1 --reference 50 --labels data", "points have the labels that they have"),
     ("codec", "--data leaves", "a product of kind 'codec' is not drawn from"),
     ("test.npz", "--data digits --steps 3", "its samples are there already: leave out --steps"),
     ("test.npz", "--data digits --teacher HOME/flow", "leave out --teacher"),
@@ -359,6 +428,36 @@ def test_statistics_of_another_space_are_refused(home):
 def test_what_cannot_be_compared(home, place, words, line):
     assert line.replace("HOME", str(home)) in refused(home / place, words.replace("HOME", str(home)))
     assert not Path("r.json").exists()
+
+
+def test_damaged_arrays_are_refused(home):
+    np.savez("scalar.npz", x=np.float32(1))
+    assert "'x' is float32 []" in refused("scalar.npz --data digits")
+    np.savez_compressed("whole.npz", x=digits(split="test").x[:40].numpy())
+    with zipfile.ZipFile("whole.npz") as archive:
+        content = archive.read("x.npy")
+    with zipfile.ZipFile("header.npz", "w") as archive:
+        archive.writestr("x.npy", content.replace(b"(40, 1, 8, 8)", b"(40, 1, '8  "))
+    assert "header.npz: 'x' is not readable" in refused("header.npz --data digits")
+    np.savez("card.npz", x=digits(split="test").x[:40].numpy(), card=np.array("[1]"))
+    assert "'card' is not a record in JSON" in refused("card.npz --data digits")
+
+
+def test_pictures_of_another_range_are_refused_or_said(home, monkeypatch):
+    """What `sample` wrote is in ours, however far a sample is out."""
+    x = digits(split="test").x[:40].numpy()
+    np.savez("bytes.npz", x=(x + 1) * 127.5)
+    assert "its pixels go from 0 to 255, and pictures are floats in [-1, 1]" in refused("bytes.npz --data digits")
+    np.savez("unit.npz", x=(x + 1) / 2)
+    note = "unit.npz: no pixel is below 0"
+    assert note in evaluated("unit.npz --data digits")[0]
+    monkeypatch.setattr(evaluation, "FidInception", Stub)
+    assert note in evaluated(home / "grey", "--n 20 --inception w.pth --stats unit.npz")[0]
+    np.savez("signed.npz", x=x)
+    assert "below 0" not in evaluated("signed.npz --data digits")[0]
+    assert stillroom("sample", home / "grey", "--n 40 --out far.npz").code == 0
+    assert np.abs(np.load("far.npz")["x"]).max() > 1.5
+    evaluated("far.npz --data digits")
 
 
 def test_arrays_of_other_latents_are_refused(home):

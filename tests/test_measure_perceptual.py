@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from stillroom.measure.perceptual import BACKBONES, Lpips, RandomFeatures, feature_distance_of, pooled
+from stillroom.measure.perceptual import BACKBONES, Lpips, RandomFeatures, feature_distance_of, lpips_in, pooled
 from stillroom.settings import Refusal
 
 NETS = ["alex", "vgg", "squeeze"]
@@ -175,6 +175,24 @@ def test_safetensors_hold_the_same(files, tmp_path):
     same = Lpips.from_files("squeeze", tmp_path / "b.safetensors", tmp_path / "h.safetensors")
     x, y = pictures(0), pictures(1)
     assert torch.equal(same(x, y), load(files, "squeeze")(x, y))
+
+
+def test_heads_are_those_of_version_01(tmp_path):
+    """The lpips package has weights/v0.0 and weights/v0.1."""
+    torch.save(backbone_weights("squeeze"), tmp_path / "squeezenet1_1-b8a52dc0.pth")
+    for version, factor in (("v0.0", 2), ("v0.1", 1)):
+        (tmp_path / "weights" / version).mkdir(parents=True)
+        torch.save({k: factor * v for k, v in head_weights("squeeze").items()},
+                   tmp_path / "weights" / version / "squeeze.pth")
+    x, y = pictures(0), pictures(1)
+    found = lpips_in(tmp_path)["squeeze"](x, y)
+    assert np.allclose(found.numpy(), lpips_in_float64("squeeze", x, y), rtol=1e-4)
+    torch.save(head_weights("squeeze"), tmp_path / "squeeze.pth")
+    with pytest.raises(Refusal, match=r"holds squeeze.pth and weights/v0.1/squeeze.pth, which may differ"):
+        lpips_in(tmp_path)
+    torch.save(backbone_weights("squeeze"), tmp_path / "weights" / "v0.0" / "squeezenet1_1-b8a52dc0.pth")
+    with pytest.raises(Refusal, match="no pair of public files"):
+        lpips_in(tmp_path / "weights" / "v0.0")
 
 
 class Harmful:

@@ -66,7 +66,7 @@ def test_samples_are_the_same_at_any_batch_size_and_start():
 
 
 def test_guidance_extrapolates_from_the_weaker_answer():
-    one, weak = (OneStep(shaken(MLP(2, 32, classes=3), seed), Linear(), "v", (2,)) for seed in (1, 2))
+    one, weak = (OneStep(shaken(MLP(2, 32, classes=3), seed), Linear(), "v", (2,), unlabelled=True) for seed in (1, 2))
     z, y = noise_of((2,), 0, 6, 0), torch.arange(6) % 3
     null = torch.full((6,), 3)
     assert torch.allclose(one.sample(6, guidance=1.5), one(z, y) + 0.5 * (one(z, y) - one(z, null)), atol=1e-5)
@@ -80,6 +80,13 @@ def test_guidance_is_the_networks_own_input_where_it_has_one():
     one = OneStep(shaken(MLP(2, 32, classes=3, guided=True)), Linear(), "v", (2,))
     z, y = noise_of((2,), 0, 6, 0), torch.arange(6) % 3
     assert torch.allclose(one.sample(6, guidance=2.0), one(z, y, torch.full((6,), 2.0)), atol=1e-6)
+
+
+def test_a_student_that_was_never_asked_without_a_label_has_nothing_to_be_guided_from():
+    one = OneStep(shaken(MLP(2, 32, classes=3)), Linear(), "v", (2,))
+    with pytest.raises(Refusal, match="no answer without a label"):
+        one.sample(4, guidance=1.5)
+    assert torch.equal(one.sample(4, guidance=1.5, weak=one), one.sample(4))
 
 
 def test_what_cannot_be_guided_is_refused():

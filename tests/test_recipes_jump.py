@@ -19,12 +19,16 @@ from stillroom.paths import VE, Cosine, Linear, Tabulated, expand, plan, shift
 from stillroom.recipes._adversary import Adversarial
 from stillroom.recipes.boot import BOOT, bootstrapped
 from stillroom.recipes.consistency import Consistency
+from stillroom.recipes.decoupled_dmd import DecoupledDMD
+from stillroom.recipes.dmd import DMD
 from stillroom.recipes.flow import FlowMatching
 from stillroom.recipes.guidance_lora import GuidanceLora
 from stillroom.recipes.hyper_sd import HyperSD
+from stillroom.recipes.sid import SiD
+from stillroom.recipes.swiftbrush import SwiftBrush
 from stillroom.recipes.twinflow import STEP, TwinFlow, residual
 from stillroom.settings import Optimizer, Refusal
-from stillroom.train import Silent, Turn, load_product, resume, start
+from stillroom.train import Silent, Turn, load, load_product, resume, start
 from stillroom.train.folder import read_rows
 from stillroom.train.turn import Noise
 from stillroom.train.world import World
@@ -280,12 +284,19 @@ def test_the_gap_moves_samples_from_the_negative_times_law_to_the_positive_ones(
 def test_the_parts_of_a_batch_do_their_own_thing(teacher):
     recipe = made(TwinFlow, teacher)
     t, r = recipe.pairs(48, turn_of(recipe, "student"))
-    assert (t[:16] == 1).all() and (r[:16] == 0).all()
-    assert (r[16:32] >= 0.95 * t[16:32] - 1e-6).all() and (r <= t).all() and (r[32:] < 0.9 * t[32:]).any()
+    assert (t[::3] == 1).all() and (r[::3] == 0).all()
+    assert (r[1::3] >= 0.95 * t[1::3] - 1e-6).all() and (r <= t).all() and (r[2::3] < 0.9 * t[2::3]).any()
     terms = recipe.losses({}, turn_of(recipe, "student", step=150))["student"]
     assert {k: len(v) for k, v in terms.items()} == {"base": 48, "twin": 16, "gap": 16}
     assert "gap" not in recipe.losses({}, turn_of(recipe, "student", step=149))["student"]
     assert set(made(TwinFlow, teacher, twin=0.0).losses({}, turn_of(recipe, "student"))["student"]) == {"base"}
+
+
+def test_micro_batches_part_a_batch_as_one_does(tmp_path, teacher):
+    one, two = (state(load(run(TwinFlow, tmp_path / str(k), teacher, steps=4, wait=1, accumulate=k))) for k in (1, 2))
+    assert all(torch.allclose(one[k], v, atol=1e-6) for k, v in two.items())
+    with pytest.raises(Refusal, match="give a multiple of 8"):
+        made(TwinFlow, teacher, batch=12, accumulate=2)
 
 
 def test_after_the_first_step_twinflow_holds_no_teacher(tmp_path, teacher):
@@ -331,6 +342,9 @@ def test_the_target_is_the_guided_answer_in_the_students_own_prediction(teacher,
 def test_adapters_and_teacher_stand_on_one_set_of_weights(teacher):
     recipe = made(GuidanceLora, teacher, steps=4)
     assert isinstance(recipe.flow.denoiser, Bare) and recipe.flow.denoiser.denoiser is recipe.student
+    held = {id(p): p.numel() for thing in (recipe.flow, recipe.origin, recipe.student) for n, p in
+            thing.named_parameters() if "lora_" not in n}
+    assert sum(held.values()) == sum(p.numel() for p in stillroom.load(teacher).parameters())
     trainer = trainer_of(recipe, recipe.settings)
     before = state(recipe.student)
     for _ in steps_of(trainer, 4):
@@ -359,6 +373,18 @@ def test_guidance_learned_is_nearer_to_the_guided_teacher_and_half_as_dear(tmp_p
         each.sample(8, guidance=1.0 if each is student else w)
         hook.remove()
     assert 2 * sum(asked[0]) == sum(asked[1])
+
+
+def test_a_teacher_that_is_told_its_strength_has_no_second_answer(tmp_path, teacher):
+    told = str(run(GuidanceLora, tmp_path / "told", teacher, strongest=3.0, lora=0, steps=1))
+    for recipe, more in ((SwiftBrush, {"guidance": 2.0}), (DecoupledDMD, {"guidance": 2.0}),
+                         (SiD, {"fake_guidance": 2.0})):
+        with pytest.raises(Refusal, match="give the flow that it was distilled from"):
+            made(recipe, told, **more)
+    with_adapters = made(DMD, told, guidance=2.0, fake_lora=2)
+    assert isinstance(with_adapters.teacher, Told) and isinstance(made(DMD, told, guidance=2.0).teacher, Told)
+    x, t, y = torch.randn(4, 2), torch.rand(4), torch.arange(4) % 2
+    assert torch.equal(with_adapters.teacher.v(x, t, y), Told(stillroom.load(told).denoiser, 2.0).v(x, t, y))
 
 
 def test_a_strength_that_is_told_is_asked_for_when_drawing(tmp_path, teacher):
@@ -552,7 +578,7 @@ def test_a_resumed_run_ends_the_same(tmp_path, teacher, recipe):
     (HyperSD, {"segments": (8, 4), "score_weight": 1.0}, "of the stage of one segment"),
     (GuidanceLora, {"guidance": 1.0}, "give a guidance above 1"), (GuidanceLora, {"guidance": 0.0}, "above 1"),
     (GuidanceLora, {"guidance": 4.0, "strongest": 2.0}, "below the guidance 4"),
-    (TwinFlow, {"batch": 3}, "parted into four"),
+    (TwinFlow, {"batch": 3}, "every fourth sample"),
 ], ids=lambda p: p.__name__ if isinstance(p, type) else "-".join(p) if isinstance(p, dict) else "")
 def test_what_cannot_be_is_refused_in_a_line(teacher, recipe, more, says):
     with pytest.raises(Refusal, match=says) as error:

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 import stillroom
 from stillroom.data import Encoding, LatentSpace, Tensors
 from stillroom.measure import energy_distance
+from stillroom.paths import Tabulated, Uniform
 from stillroom.recipes._adversary import Adversarial
 from stillroom.recipes.consistency import Consistency
 from stillroom.recipes.dmd import DMD
@@ -17,8 +18,10 @@ from stillroom.recipes.drifting import Drifting, Field, Group, power_law
 from stillroom.recipes.endpoint import Endpoint
 from stillroom.recipes.flow import FlowMatching
 from stillroom.settings import Optimizer, Refusal
-from stillroom.train import Silent, load, load_product, start
+from stillroom.train import Silent, Turn, load, load_product, start
 from stillroom.train.folder import read_rows
+from stillroom.train.turn import Noise
+from stillroom.train.world import World
 
 PLAIN = {"precision": "float32", "device": "cpu", "log_every": 10}
 POINTS = {"data": "given", "size": 1, "width": 64, "depth": 2}
@@ -186,6 +189,40 @@ def test_what_cannot_be_is_refused_in_a_line(tmp_path, data, more, says):
     with pytest.raises(Refusal, match=says) as error:
         run(Drifting, tmp_path / "run", data, steps=2, **more)
     assert "\n" not in str(error.value)
+
+
+def test_layers_that_have_no_output_are_refused(tmp_path, data, teacher):
+    """A list of modules is in the network and is never asked itself: nothing would be learned from it."""
+    for name, says in (("layer", "no module 'layer'"), ("layers", "never asks 'layers' itself.*layers.0")):
+        for recipe, more in ((Drifting, {"taps": ("hidden",), "layers": (name,)}),
+                             (DMD, {"adversarial": Adversarial(weight=1.0, layers=(name,))})):
+            with pytest.raises(Refusal, match=says):
+                run(recipe, tmp_path / "run", data, teacher=teacher, steps=2, **more)
+
+
+def test_an_early_average_at_the_very_end_is_the_average(tmp_path, data):
+    parts = load_product(run(Drifting, tmp_path / "run", data, steps=4, early=1.0)).parts
+    a, b = (parts[name].state_dict() for name in ("early", "generator"))
+    assert all(torch.equal(a[k], v) for k, v in b.items())
+
+
+def test_labels_are_balanced_from_step_to_step_where_a_batch_is_not(tmp_path, teacher):
+    """Batches of 3 for 2 classes."""
+    recipe = DMD(DMD.Settings(out=tmp_path, teacher=teacher, batch=3, **PLAIN))
+    told = [recipe.labels(turn_at(step)).tolist() for step in range(4)]
+    assert told == [[0, 1, 0], [1, 0, 1]] * 2
+
+
+def turn_at(step):
+    return Turn(step=step, stage="distil", roles=frozenset(), batch=3, micros=1, micro=0, watched=False,
+                world=World(0, 1, torch.device("cpu")), noise=Noise(0, step, torch.device("cpu")))
+
+
+def test_no_time_is_exactly_that_of_clean_data(monkeypatch):
+    monkeypatch.setattr(Turn, "rand", lambda self, like: torch.zeros(like))
+    path = Tabulated.ddpm()
+    t = turn_at(0).draw(Uniform(0, 1))
+    assert (t > 0).all() and all(part.isfinite().all() for part in path.at(t))
 
 
 @pytest.mark.parametrize("more", [{"drop": 0.2}, {"strongest": 2.0}])

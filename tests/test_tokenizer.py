@@ -366,6 +366,7 @@ def test_what_cannot_be_is_refused_in_one_line(tmp_path, x, tokens):
         (recipe(align="own"), "trained already"), (recipe(align="nowhere"), "no folder nowhere"),
         (recipe(align=str(conv)), "not one of tokens"),
         (recipe(align=tokens, alignment=nothing), "weigh nothing"),
+        (recipe(x[..., :10, :10], size=10, patch=2, align=tokens, encoder="conv"), "which do not divide the 10"),
         (recipe(align=tokens, alignment=Align(cosine=0.0), patch=16, encoder="conv"), "weigh nothing"),
     ):
         assert words in refused(make)

@@ -49,9 +49,9 @@ def run(word: str, arguments: list[str]) -> int:
     if "prompts" in given_flags(arguments):
         return run_prompts(arguments)
     settings = parse(Settings, arguments, "stillroom cache", ABOUT)
+    from stillroom.cli.draws import codec_at
     from stillroom.codecs.store import write_store
     from stillroom.data import open_source
-    from stillroom.train.teacher import open_codec
     from stillroom.train.world import pick_device
 
     source = open_source(settings)
@@ -60,7 +60,7 @@ def run(word: str, arguments: list[str]) -> int:
         if sys.stderr.isatty():
             print(f"\r{done} of {len(source)}", end="" if done < len(source) else "\n", file=sys.stderr)  # pyright: ignore
 
-    codec = open_codec(settings.codec).to(pick_device(settings.device))
+    codec = codec_at(settings.codec).to(pick_device(settings.device))
     folder = write_store(settings.out, codec, source, settings, settings.batch, told)
     print(f"{folder}  {len(source)} pictures")  # pyright: ignore[reportArgumentType]
     return 0

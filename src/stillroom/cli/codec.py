@@ -36,10 +36,10 @@ def run(word: str, arguments: list[str]) -> int:
     if word == "decode" and settings.scale is not None:
         raise Refusal("decode knows the scale from the file: leave out --scale")
     places = outputs(files, settings.out, ".safetensors" if word == "encode" else ".png", settings.codec)
-    from stillroom.train.teacher import open_codec
+    from stillroom.cli.draws import codec_at
     from stillroom.train.world import pick_device
 
-    codec = open_codec(settings.codec).to(pick_device(settings.device))
+    codec = codec_at(settings.codec).to(pick_device(settings.device))
     settings.out.mkdir(parents=True, exist_ok=True)
     for place in places:
         WORDS[word](codec, *place, settings)
@@ -95,6 +95,7 @@ def form_of(codec, scale: float | None, tile: int, height: int, width: int):
 
 def encode(codec, source: Path, target: Path, settings: Settings) -> None:
     import torch
+    from safetensors import SafetensorError
 
     from stillroom.codecs.files import Encoded, write_encoded
 
@@ -102,7 +103,11 @@ def encode(codec, source: Path, target: Path, settings: Settings) -> None:
     form = form_of(codec, settings.scale, settings.tile, *x.shape[-2:])
     with torch.inference_mode():
         z = form.encode(x)[0].cpu()
-    write_encoded(target, Encoded(z, codec.space, (x.shape[-2], x.shape[-1]), form.scale), hash_of(codec))
+    encoded = Encoded(z, codec.space, (x.shape[-2], x.shape[-1]), form.scale)
+    try:
+        write_encoded(target, encoded, hash_of(codec))
+    except (OSError, SafetensorError) as error:
+        raise Refusal(f"{target} could not be written: {error}; give another folder: --out FOLDER") from None
     print(f"{target}  {' x '.join(map(str, z.shape))}")
 
 

@@ -27,7 +27,7 @@ class Settings:
     """Pictures: a folder, a parquet file, or one of digits, shapes, leaves, photos."""
     heldout: Where = ""
     """Pictures that codecs are judged on. Unless given, the data's :test split; where there is none, a part of the data
-    that is set aside."""
+    that is set aside. Of a mixture, the :test splits of all its parts."""
     size: Count | None = None
     """Pixels a side; of digits 8, unless given."""
     crop: Literal["centre", "random", "shrink"] = "centre"
@@ -75,7 +75,7 @@ class OfRuns:
     """What samples are held against. Unless given, samples of the teacher; of a mixture, draws of it."""
     heldout: Where = ""
     """Fresh real data for the floor. Unless given, the data's :test split; where there is none, a part of the data that
-    is set aside."""
+    is set aside. Of a mixture, the :test splits of all its parts."""
     out: Path = Path("compare")
     """Folder of the page, and of what was measured."""
     teacher: Where = ""

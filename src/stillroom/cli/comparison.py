@@ -18,7 +18,7 @@ from torch import Tensor
 
 from stillroom import train
 from stillroom.cli.comparison_data import SHOWN, Part, pictures_of, real_features, space_of, told
-from stillroom.cli.draws import know_recipe
+from stillroom.cli.draws import codec_at
 from stillroom.cli.evaluation import Space
 from stillroom.cli.progress import watch_for
 from stillroom.codecs import Codec, fingerprint
@@ -36,7 +36,7 @@ from stillroom.report.compare_words import front
 from stillroom.settings import Refusal, nearest
 from stillroom.train.files import read_json, write_atomically
 from stillroom.train.pictures import grid
-from stillroom.train.teacher import open_codec, open_teacher
+from stillroom.train.teacher import open_teacher
 from stillroom.train.world import pick_device
 
 if TYPE_CHECKING:
@@ -118,8 +118,7 @@ def opened(specs: Sequence[str], settings: "Settings", learned: Part) -> list[En
     references = references_of(settings, names)
     entries, size = list[Entry](), learned.shape[-1]
     for name, spec in named:
-        know_recipe(Path(spec))
-        codec = open_codec(spec).to(pick_device(settings.device)).eval()
+        codec = codec_at(spec).to(pick_device(settings.device)).eval()
         if size % codec.space.factor:
             raise Refusal(f"--size {size} is no multiple of {codec.space.factor}, the pixels that a latent of {spec} "
                           "spans")

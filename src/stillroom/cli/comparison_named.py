@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from stillroom.cli.comparison import called
+from stillroom.cli.draws import built, know_recipe
 from stillroom.cli.evaluate import Settings as Asked
 from stillroom.cli.sides import Side, drawn
 from stillroom.flows import Denoiser
@@ -46,6 +47,10 @@ class Run:
     @property
     def hash(self) -> str:
         return product_hash(self.place)
+
+    @property
+    def built(self) -> str:
+        return built(self.place)
 
     @property
     def guidance(self) -> float:
@@ -99,6 +104,7 @@ def opened(specs: Sequence[str], asked: Asked) -> list[Entry]:
 
 
 def opened_run(place: str, asked: Asked) -> Run:
+    know_recipe(Path(place))
     product = load_product(place)
     model: Any = product.parts[product.kind]
     told_strength = product.kind == "flow" and isinstance(model.denoiser, Denoiser) and model.denoiser.takes_strength
@@ -109,6 +115,11 @@ def opened_run(place: str, asked: Asked) -> Run:
 def identity(spec: str) -> str:
     """Two places of one teacher have one."""
     return product_hash(spec) if is_ours(Path(spec)) else spec
+
+
+def made(spec: str) -> list[str]:
+    """What a model draws depends on: its weights and, of ours, how it is built."""
+    return [identity(spec), built(spec)] if is_ours(Path(spec)) else [spec]
 
 
 def require_alike(entries: Sequence[Entry]) -> None:

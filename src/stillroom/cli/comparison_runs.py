@@ -16,15 +16,16 @@ import torch
 from torch import Tensor
 
 from stillroom.cli.comparison import Kept
-from stillroom.cli.comparison_named import Entry, Run, identity, opened, require_alike, teacher_hash
-from stillroom.cli.draws import Draws
+from stillroom.cli.comparison_named import Entry, Run, identity, made, opened, require_alike, teacher_hash
+from stillroom.cli.draws import Draws, codec_at
 from stillroom.cli.evaluate import Settings as Asked
 from stillroom.cli.evaluation import Space, gathered, labels_apart, spaces_of, teacher_of, told
 from stillroom.cli.sides import Side, in_channels, open_real, pictures_of, require_comparable, side_of_draws
+from stillroom.codecs import fingerprint
 from stillroom.flows import Flow, Mixture, Tally
 from stillroom.flows.prompted import prompted
 from stillroom.measure.distances import has_pairs, paired_error
-from stillroom.measure.diversity import contrast, relative_spread, saturated
+from stillroom.measure.diversity import contrast, relative_spread, saturated, within_classes
 from stillroom.measure.images import as_8bit
 from stillroom.measure.metrics import is_few, panel
 from stillroom.measure.samples import held_modes, modes, total_variation
@@ -90,7 +91,7 @@ def opened_teacher(entries: Sequence[Entry], settings: "OfRuns", asked: Asked, d
 
 def reference_of(entries: Sequence[Entry], settings: "OfRuns", asked: Asked, teacher: Teacher | None,
                  first: Side) -> tuple[Side, Side]:
-    """What samples are held against, and as many fresh ones of the same kind."""
+    """What samples, of which `first` are some, are held against, and as many fresh ones of the same kind."""
     if settings.data:
         return open_real(asked, settings.size or first.shape[-1], settings.n)
     if teacher is None:
@@ -121,6 +122,7 @@ class Table:
     device: torch.device
     limit: int
     digest: str
+    codec: str
     tell: Callable[[str], None]
 
     @property
@@ -239,12 +241,13 @@ def compare(specs: Sequence[str], settings: "OfRuns", quiet: bool = False) -> tu
 def laid(entries: Sequence[Entry], settings: "OfRuns", asked: Asked, teacher: Teacher | None, device: torch.device,
          limit: int, quiet: bool) -> tuple[Side, Side, Table]:
     """Reference and fresh ones, and the table on which all are measured; what does not fit is refused here."""
-    first = entries[0].runs[0].side
-    pair = reference_of(entries, settings, asked, teacher, first)
-    probe = Table((), {}, None, teacher, settings, device, limit, "", lambda text: None)
-    samples, (reference, fresh) = probe.decoded(first), (probe.decoded(side) for side in pair)
+    first, codec = entries[0].runs[0].side, fingerprint(codec_at(settings.codec)) if settings.codec else ""
+    probe = Table((), {}, None, teacher, settings, device, limit, "", codec, lambda text: None)
+    samples = probe.decoded(first)
     if settings.codec and samples is first:
         raise Refusal(f"--codec {settings.codec}: there are no latents to decode; leave it out")
+    pair = reference_of(entries, settings, asked, teacher, samples)
+    reference, fresh = (probe.decoded(side) for side in pair)
     require_comparable(samples, reference, bool(settings.codec))
     spaces = spaces_of(asked, samples, reference, device)
 
@@ -254,7 +257,8 @@ def laid(entries: Sequence[Entry], settings: "OfRuns", asked: Asked, teacher: Te
 
     tell(f"{told(reference)}, in {len(spaces)} feature space{'s' * (len(spaces) > 1)}")
     vectors, law = gathered(reference, spaces)
-    digest = hashlib.sha256(b"".join(vectors[s.name].contiguous().numpy().tobytes() for s in spaces)).hexdigest()[:16]
+    told_of = [*(vectors[s.name] for s in spaces), *([] if law is None else [law])]
+    digest = hashlib.sha256(b"".join(x.contiguous().numpy().tobytes() for x in told_of)).hexdigest()[:16]
     return reference, fresh, replace(probe, spaces=spaces, reference=vectors, law=law, digest=digest, tell=tell)
 
 
@@ -262,7 +266,7 @@ def depends(table: Table, **more: Any) -> dict[str, Any]:
     """What a kept measurement is of."""
     s = table.settings
     return {"reference": table.digest, "spaces": [space.name for space in table.spaces], "n": s.n, "seed": s.seed,
-            "codec": s.codec, "teacher": table.teacher and identity(table.teacher.spec), **more}
+            "codec": table.codec, "teacher": table.teacher and made(table.teacher.spec), **more}
 
 
 def run_line(entry: Entry, i: int, run: Run, table: Table) -> dict[str, Any]:
@@ -272,7 +276,7 @@ def run_line(entry: Entry, i: int, run: Run, table: Table) -> dict[str, Any]:
         table.tell(f"{entry.name}: {run.side.count} samples of {run.place}")
         return table.measure(run.side, run.guidance)
 
-    of = depends(table, run=run.hash, guidance=run.guidance)
+    of = depends(table, run=run.hash, built=run.built, guidance=run.guidance)
     return {"place": run.place, "hash": run.hash, "guidance": run.guidance, "cost": cost_of(run),
             **kept(f"run {i}", of, measure)}
 
@@ -304,11 +308,12 @@ def first_labels(side: Side) -> Tensor | None:
 
 def taken_together(y: Tensor | None, table: Table) -> list[str]:
     """What is said of figures that cannot be taken within classes."""
-    within = {"diversity": has_pairs(y) and has_pairs(table.law),
+    unlabelled = y is None and table.law is None
+    within = {"diversity": unlabelled or within_classes(y, table.law),
               "of unrelated": table.teacher is None or has_pairs(None if y is None else y[: table.limit])}
     names = [name for name, holds in within.items() if not holds]
-    return [f"no two of a class are among the samples, or what they are held against: {', '.join(names)} are of all "
-            "classes together"] if names else []
+    return [f"as far as labels say, no two of a class are among the samples, or what they are held against: "
+            f"{', '.join(names)} {'is' if len(names) == 1 else 'are'} of all classes together"] if names else []
 
 
 def shown(entries: Sequence[Entry], table: Table) -> dict[str, Tensor]:

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ from stillroom.settings import Count, Refusal, Share, Where, read_toml
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from stillroom.codecs import Codec
 
 AT_ONCE = 256           # samples, about, that one who is killed loses
 DECODED = 16            # latents at once
@@ -96,14 +99,14 @@ def open_draws(place: Path, settings: Drawing) -> Draws:
 
     know_recipe(place)
     product, device = load_product(place), pick_device(settings.device)
-    card = {"product": product_hash(place), "seed": settings.seed}
+    card = {"product": product_hash(place), "built": built(place), "seed": settings.seed}
     encoding = product.card.get("encoding")
     if product.kind == "points":
         draws = points(product.parts, settings, card)
     elif product.kind in ("flow", "generator"):
         model: Any = product.parts[product.kind]
         how, weak = how_of(product.kind, model, settings), weak_of(product, settings)
-        card |= {"guidance": settings.guidance, **how} | ({"weak": weak[1]} if weak else {})
+        card |= {"guidance": settings.guidance, **how} | (weak[1] if weak else {})
         if weak:
             how["weak"] = weak[0].to(device)
         model = model.to(device)
@@ -116,6 +119,15 @@ def open_draws(place: Path, settings: Drawing) -> Draws:
     else:
         raise Refusal(f"a product of kind {product.kind!r} is not drawn from")
     return decoded(draws, settings, device) if settings.codec else draws
+
+
+def built(place: Path | str) -> str:
+    """Names what a product's parts are built with: its sampler, steps and shift, of which the weights do not tell."""
+    from stillroom.train.files import read_json
+    from stillroom.train.product import product_folder
+
+    parts = read_json(product_folder(place) / "product.json")["parts"]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def points(parts, settings: Drawing, card: dict) -> Draws:
@@ -141,8 +153,8 @@ def how_of(kind: str, model: Any, settings: Drawing) -> dict[str, Any]:
     return {"steps": settings.steps}
 
 
-def weak_of(product, settings: Drawing) -> tuple[Any, str] | None:
-    """The weaker model, and what names it."""
+def weak_of(product, settings: Drawing) -> tuple[Any, dict[str, str]] | None:
+    """The weaker model, and what names it on the card."""
     from stillroom.train import load_product, product_hash
 
     if not settings.weak:
@@ -152,7 +164,8 @@ def weak_of(product, settings: Drawing) -> tuple[Any, str] | None:
     if settings.weak == "early":
         if "early" not in product.parts:
             raise Refusal("--weak early: this run kept no earlier average; name another run")
-        return product.parts["early"], "early"
+        return product.parts["early"], {"weak": "early"}
+    know_recipe(Path(settings.weak))
     other = load_product(settings.weak)
     if other.kind != product.kind:
         raise Refusal(f"--weak {settings.weak}: a product of kind {other.kind!r}; give another {product.kind}")
@@ -163,7 +176,7 @@ def weak_of(product, settings: Drawing) -> tuple[Any, str] | None:
     if weak.classes != model.classes and not (product.kind == "flow" and weak.classes is None):
         raise Refusal(f"--weak {settings.weak}: it knows {weak.classes or 'no'} classes, and the run "
                       f"{model.classes or 'none'}")
-    return weak, product_hash(settings.weak)
+    return weak, {"weak": product_hash(settings.weak), "weak_built": built(settings.weak)}
 
 
 def decoded(draws: Draws, settings: Drawing, device) -> Draws:
@@ -187,9 +200,9 @@ def open_decoder(spec: str, encoding: Mapping[str, Any] | None, shape: tuple[int
     """The codec and its hash: the one that made the latents, or one that was distilled from it."""
     from stillroom.codecs import fingerprint
     from stillroom.train import load_product
-    from stillroom.train.teacher import is_ours, open_codec
+    from stillroom.train.teacher import is_ours
 
-    codec = open_codec(spec)
+    codec = codec_at(spec)
     name = fingerprint(codec)
     if len(shape) != 3 or shape[0] != codec.space.channels:
         raise Refusal(f"codec {spec}: its latents have {codec.space.channels} channels, and samples are of "
@@ -208,6 +221,20 @@ def know_recipe(place: Path) -> None:
     for run in (place, place.parent):
         if (run / "settings.toml").is_file():
             name = str(read_toml(run / "settings.toml").get("recipe", ""))
-            if ".py:" in name:
+            if ".py:" in name and names_others(place):
                 find(name)
             return
+
+
+def names_others(place: Path) -> bool:
+    """Whether a product names classes that are not of this package: for no other one is a user's file run."""
+    file = next((f / "product.json" for f in (place / "product", place) if (f / "product.json").is_file()), None)
+    return file is not None and re.search(rb'"class": "(?!stillroom\.)', file.read_bytes()) is not None
+
+
+def codec_at(spec: str) -> "Codec":
+    """As `open_codec`, of a run of the user's own recipe too."""
+    from stillroom.train.teacher import open_codec
+
+    know_recipe(Path(spec))
+    return open_codec(spec)

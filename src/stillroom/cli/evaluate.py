@@ -20,7 +20,7 @@ class Settings(Drawing):
     """The reference: what the run was trained on, or other data of its kind. Only with --stats may it be left out."""
     heldout: Where = ""
     """Fresh real data for the floor. Unless given, the data's :test split; where there is none, a part of the data that
-    is set aside."""
+    is set aside. Of a mixture, the :test splits of all its parts."""
     n: Count | None = None
     """Samples: 2000 of a run, all that are there of a file or folder, unless given."""
     reference: Count = 50_000

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 import torch
 from torch import Tensor
 
-from stillroom.cli.draws import Draws
+from stillroom.cli.draws import Draws, know_recipe
 from stillroom.cli.sides import Side, in_channels, open_real, open_samples, pictures_of, require_comparable
 from stillroom.flows import Flow, Mixture
 from stillroom.measure import as_8bit
@@ -86,14 +86,14 @@ def evaluate(place: str, settings: "Settings") -> Report:
     samples, real, fresh = sides(place, settings, device)
     spaces = spaces_of(settings, samples, real, device)
     teacher = teacher_of(settings, samples) if settings.teacher else None
+    if settings.labels == "data":
+        require_classes(settings, samples, real)
     stats = None if settings.stats is None else statistics_for(settings.stats, spaces, settings.batch)
     if stats is not None and real is None:      # nothing but its own space can be looked at
         spaces = [space for space in spaces if space.name == stats.features]
-    report = Report()
+    report = Report(notes=list(samples.notes))
     reference, law = gathered(real, spaces)
     floor, _ = gathered(fresh, spaces)
-    if settings.labels == "data" and law is None:
-        raise Refusal(f"--labels data: {settings.data or 'no data'} has no labels")
     mine, labels = gathered(samples, spaces, law if settings.labels == "data" else None)
     report.about |= {"samples": f"{samples.name}: {samples.count:,}, {samples.how}"}
     if real is not None and fresh is not None:
@@ -105,7 +105,9 @@ def evaluate(place: str, settings: "Settings") -> Report:
         report.about["pixels"] = "rounded to 8 bits on both sides"
     report.about["labels"] = f"samples {shares(labels)}" + ("" if real is None else f"; data {shares(law)}")
     if settings.labels == "balanced":
-        report.notes += labels_apart(labels, law)
+        redrawn = real is not None and law_is_drawn(samples, real)
+        hint = "; --labels data draws from a run by the data's" if redrawn else ""
+        report.notes += [note + hint for note in labels_apart(labels, law)]
     if stats is not None:
         report.tables.append(against(stats, settings.stats, spaces, mine, floor))
     if samples.encoding is None and real is not None and real.encoding is not None:
@@ -140,6 +142,23 @@ def sides(place: str, settings: "Settings", device: torch.device) -> tuple[Side,
     return samples, real, fresh
 
 
+def require_classes(settings: "Settings", samples: Side, real: Side | None) -> None:
+    """Of --labels data: samples can be drawn of the data's classes."""
+    if real is None or real.classes is None:
+        raise Refusal(f"--labels data: {settings.data or 'no data'} has no labels")
+    if samples.draws is not None and samples.draws.limit is not None:
+        raise Refusal(f"{samples.name}: points have the labels that they have: leave out --labels")
+    if not law_is_drawn(samples, real):
+        knows = samples.draws and samples.draws.classes
+        raise Refusal(f"--labels data: {samples.name} knows {knows or 'no'} classes, and {real.name} has "
+                      f"{real.classes}: leave it out")
+
+
+def law_is_drawn(samples: Side, real: Side) -> bool:
+    draws = samples.draws
+    return draws is not None and draws.limit is None and draws.classes is not None and draws.classes == real.classes
+
+
 # ---- feature spaces ----
 
 
@@ -170,6 +189,7 @@ def plain_space(samples: Side, real: Side | None) -> Space:
 
 
 def learned_space(spec: str, samples: Side, real: Side | None, device: torch.device) -> Space:
+    know_recipe(Path(spec))
     net, card = frozen(part_of(spec, "features")).to(device), load_product(spec).card
     encoding = samples.encoding or (real and real.encoding)
     if len(samples.shape) != 3 or card.get("shape", samples.shape)[0] != samples.shape[0]:
@@ -252,12 +272,14 @@ def statistics_for(file: Path, spaces: Sequence[Space], batch: int) -> Statistic
     if stats is not None:
         return stats
     samples, moments = read_samples(file), None
+    if not samples.are_pictures:
+        raise Refusal(f"{file}: holds {list(samples.shape)}, and {name} looks at pictures, [1 or 3, H, W]")
     with torch.no_grad():
         for x in samples.batches(batch):
             vectors = known[name].of(as_8bit(x))
             moments = (moments or Moments(vectors.shape[1])).add(vectors)
     assert moments is not None
-    return Statistics.of(moments, name, reference=f"the pictures of {file}")
+    return Statistics.of(moments, name, reference=f"the pictures of {file}", pixels="; ".join(samples.notes))
 
 
 def told(side: Side) -> str:
@@ -268,18 +290,17 @@ def labels_apart(mine: Tensor | None, law: Tensor | None) -> list[str]:
     """What is said where the two sides are of different classes."""
     if mine is None or law is None:
         return []
-    classes = int(max(mine.max(), law.max())) + 1
-    a, b = (torch.bincount(y.long(), minlength=classes) / len(y) for y in (mine, law))
+    known, which = torch.cat([mine, law]).unique(return_inverse=True)       # labels need not be small numbers
+    a, b = (torch.bincount(y, minlength=len(known)) / len(y) for y in which.split([len(mine), len(law)]))
     if (apart := float(total_variation(a, b))) <= APART:
         return []
-    return [f"labels of samples and data are {apart:.2f} apart in total variation, which is in every figure; "
-            "--labels data draws from a run by the data's"]
+    return [f"labels of samples and data are {apart:.2f} apart in total variation, which is in every figure"]
 
 
 def shares(y: Tensor | None) -> str:
     if y is None:
         return "without labels"
-    counts = torch.bincount(y.long())
+    counts = y.unique(return_counts=True)[1]
     low, high = int(counts.min()), int(counts.max())
     if high - low <= 1:
         return f"balanced over {len(counts)} classes"
@@ -300,6 +321,7 @@ def modes_of(spec: str, mine: Mapping[str, Tensor], fresh: Mapping[str, Tensor],
 
 def teacher_of(settings: "Settings", samples: Side) -> Flow:
     """A flow that can follow the same noise."""
+    know_recipe(Path(settings.teacher))
     draws, flow, name = samples.draws, open_teacher(settings.teacher, settings.prompts), f"teacher {settings.teacher}"
     if draws is None or draws.limit is not None or settings.codec:
         raise Refusal("--teacher: compares what a flow or generator draws, before it is decoded; leave out --codec, or "

@@ -37,11 +37,11 @@ def run(word: str, arguments: list[str]) -> int:
         return 0
     if settings.teacher:
         raise Refusal(f"{arguments[0]}: --teacher is for generators and flows; leave it out")
+    from stillroom.cli.draws import codec_at
     from stillroom.codecs.export import to_diffusers, to_onnx, to_taesd
-    from stillroom.train.teacher import open_codec
 
     write = {"diffusers": to_diffusers, "taesd": to_taesd, "onnx": to_onnx}[settings.to]
-    codec, card, rows = open_codec(arguments[0]), card_of(Path(arguments[0])), figures_of(Path(arguments[0]))
+    codec, card, rows = codec_at(arguments[0]), card_of(Path(arguments[0])), figures_of(Path(arguments[0]))
     print(write(codec, settings.out, card, rows))
     return 0
 

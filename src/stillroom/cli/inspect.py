@@ -176,11 +176,11 @@ def sampled(spec: str, settings: Settings) -> "tuple[Source | Stream, Batch]":
 def encoded(place: str, settings: Settings, device) -> Subject:
     import torch
 
+    from stillroom.cli.draws import codec_at
     from stillroom.codecs import fingerprint
     from stillroom.data import Encoding
-    from stillroom.train.teacher import open_codec
 
-    codec = open_codec(place)
+    codec = codec_at(place)
     if not settings.data or settings.size is None:
         raise Refusal(f"{place}: a codec needs pictures to encode: --data DATA --size PIXELS")
     if settings.size % codec.space.factor:
@@ -222,9 +222,11 @@ def with_flow(subject: Subject, spec: str, device) -> Subject:
     """The subject with its flow, when that makes samples of the same space."""
     if not spec:
         return subject
+    from stillroom.cli.draws import know_recipe
     from stillroom.train.product import load_product
     from stillroom.train.teacher import is_ours, open_teacher, require_encoding
 
+    know_recipe(Path(spec))
     flow, name = open_teacher(spec), f"flow {spec}"
     if flow.shape != subject.shape:
         raise Refusal(f"{name}: it makes {list(flow.shape)}, and {subject.name} holds {list(subject.shape)}")

@@ -28,6 +28,10 @@ COMMANDS = {
 """word: (module of this package, help). Each module has `run(word, arguments)`."""
 
 
+PLACES = (FileExistsError, FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
+"""Errors of a place that was given, which its giver can mend."""
+
+
 def usage() -> str:
     lines = [f"  {word:<11} {text}" for word, (_, text) in COMMANDS.items()]
     return "\n".join([
@@ -72,5 +76,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     except OSError as error:  # a full disk, or a place that may not be written or read
         where = f"{error.filename}: " if error.filename else ""
-        print(f"stillroom: {where}{error.strerror or error}", file=sys.stderr)
-        return 1
+        is_place = isinstance(error, PLACES)
+        print(f"stillroom: {where}{error.strerror or error}{'; give another place' * is_place}", file=sys.stderr)
+        return 2 if is_place else 1

@@ -134,8 +134,8 @@ def pictures_there(draws: Draws, out: Path, first: int, stop: int) -> int:
         except OSError:
             same = False
         if not same:
-            raise Refusal(f"{file}: is of another draw (another run, seed, guidance or the like); write to a new "
-                          "folder")
+            raise Refusal(f"{file}: is of another draw (another run, sampler, seed, guidance or the like); "
+                          "write to a new folder")
     named = {p.name for p in held}
     if more := [name for name in sorted(named) if not name[:-4].isdigit() or not first <= int(name[:-4]) < stop]:
         raise Refusal(f"{out}: holds {more[0]} too, which is not among the {stop - first} samples from {first} on; "
@@ -178,8 +178,8 @@ def begun(parts: Path, card: dict, first: int, out: Path) -> int:
     if not (parts / "draw.json").is_file():
         return 0
     if read_json(parts / "draw.json") != card:
-        raise Refusal(f"{out}: an unfinished draw of another run, seed, guidance or the like lies in {parts}; give its "
-                      "settings again, or delete it")
+        raise Refusal(f"{out}: an unfinished draw of another run, sampler, seed, guidance or the like lies in {parts}; "
+                      "give its settings again, or delete it")
     there = 0
     while (file := parts / f"{first + there:09d}.npy").is_file():
         there += len(np.load(file, mmap_mode="r"))

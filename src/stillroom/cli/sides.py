@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,7 +22,8 @@ from stillroom.data import (
     open_source,
     signed_picture,
 )
-from stillroom.data.open import parted, placed
+from stillroom.data.mixed import mixture
+from stillroom.data.open import is_known, parted, placed
 from stillroom.data.tables import Rows
 from stillroom.flows import Mixture
 from stillroom.measure.metrics import halves
@@ -48,6 +50,9 @@ class Side:
     """Of latents. None for pictures, points, and samples that do not say."""
     how: str = ""
     draws: Draws | None = None
+    classes: int | None = None
+    """Of real data."""
+    notes: tuple[str, ...] = ()
 
     @property
     def kind(self) -> str:
@@ -104,7 +109,7 @@ def from_arrays(file: Path, settings: "Settings") -> Side:
             yield x, labels[i] if labels else None
 
     encoding = (samples.card or {}).get("encoding")
-    return Side(str(file), len(rows), samples.shape, batches, encoding, "as they are in the file")
+    return Side(str(file), len(rows), samples.shape, batches, encoding, "as they are in the file", notes=samples.notes)
 
 
 def some_of(count: int, n: int | None) -> Tensor:
@@ -177,18 +182,31 @@ def mixture_of(spec: str, settings: "Settings") -> Tensors:
 
 
 def test_split_of(spec: str) -> str | None:
-    """The name of the split beside the one that is given."""
+    """The name of the split beside the one that is given; of several sources, of their splits in the same shares.
+    Several that lack one are refused: items come round in a mixture, so that a part of it that is set aside holds
+    copies of the rest."""
+    parts = mixture(spec, is_known)
+    beside = [(share, split_beside(name)) for share, name in parts]
+    if len(parts) == 1:
+        return beside[0][1]
+    if alone := [name for (_, name), (_, other) in zip(parts, beside, strict=True) if other is None]:
+        raise Refusal(f"data {spec!r}: {alone[0]} has no test split, and of a mixture no part is set aside: give fresh "
+                      "data: --heldout DATA")
+    weights = ["" if share == 1 else f"{np.format_float_positional(share, trim='-')}*" for share, _ in beside]
+    return "+".join(f"{weight}{other}" for weight, (_, other) in zip(weights, beside, strict=True))
+
+
+def split_beside(spec: str) -> str | None:
+    """Of one source."""
     name, split = parted(spec)
     if split not in (None, "train"):
         return None
     if name in BUILTIN:
         return f"{name}:test"
-    if not Path(name).expanduser().is_dir():        # a single file, or a mixture
-        return None
     for other in ("test", "val", "validation"):
         try:
             placed(f"{name}:{other}")
-        except Refusal:                             # what it answers where there is no such split
+        except Refusal:                     # no such split, or a single file, or a closed form
             continue
         return f"{name}:{other}"
     return None
@@ -201,7 +219,8 @@ def side_of(source: Source, rows: Tensor, settings: "Settings", part: str = "") 
 
     encoding = encoding_card(source).get("encoding")
     how = ", ".join(filter(None, (part, crop_of(source))))
-    return Side(source.name, len(rows), tuple(source.shape), batches, encoding, how)
+    classes = None if source.classes is None else len(source.classes)
+    return Side(source.name, len(rows), tuple(source.shape), batches, encoding, how, classes=classes)
 
 
 def crop_of(source: Source) -> str:

@@ -116,27 +116,28 @@ def place_for(settings: Settings, place: str) -> Path:
 
 def opened(settings: Settings, place: str) -> "tuple[dict[str, Codec], dict[str, Any]]":
     """Contenders that are codecs, teacher first, and the student's card."""
+    from stillroom.cli.draws import codec_at
     from stillroom.codecs.sweep import in_bfloat16, with_int8_weights
     from stillroom.train.product import load_product
-    from stillroom.train.teacher import is_ours, open_codec
+    from stillroom.train.teacher import is_ours
     from stillroom.train.world import pick_device
 
     left_out = [name for name in settings.without.split(",") if name]
     for name in left_out:
         if name not in OPTIONAL:
             raise Refusal(f"--without {name}: no contender that can be left out{nearest(name, OPTIONAL)}")
-    student = open_codec(place)
+    student = codec_at(place)
     card = dict(load_product(place).card) if is_ours(Path(place)) else {}
     spec = settings.teacher or str(card.get("teacher", ""))
     if not spec:
         raise Refusal(f"{place}: its card names no teacher; say which with --teacher")
-    teacher = open_codec(spec)
+    teacher = codec_at(spec)
     if not settings.teacher:
         require_same(teacher, spec, card)
     codecs = {"teacher": teacher, "student": student}
     makers = {"teacher-bf16": in_bfloat16, "teacher-int8": with_int8_weights}
     codecs |= {name: make(teacher) for name, make in makers.items() if name not in left_out}
-    codecs |= {name: open_codec(spec) for name, spec in (("scratch", settings.scratch),
+    codecs |= {name: codec_at(spec) for name, spec in (("scratch", settings.scratch),
                                                          ("recon-only", settings.recon_only)) if spec}
     if (student.space.channels, student.space.factor) != (teacher.space.channels, teacher.space.factor):
         raise Refusal(f"{place}: latents of {student.space.channels} channels, each of {student.space.factor} pixels; "

@@ -3,12 +3,14 @@
 import dataclasses
 import inspect
 import os
+import re
+from decimal import Decimal
 from pathlib import Path
 
 from stillroom import recipes
 from stillroom.cli.flags import parse, take, take_value
 from stillroom.recipes import find, listing
-from stillroom.settings import Refusal, Run, nearest, read_toml
+from stillroom.settings import Refusal, Run, expanded, nearest, read_toml
 from stillroom.settings.limits import Place, hints_of
 
 
@@ -79,27 +81,35 @@ def anchored(settings: Run) -> Run:
     changed = {}
     for field in dataclasses.fields(settings):
         value = getattr(settings, field.name)
-        is_place = Place() in getattr(hints[field.name], "__metadata__", ())
+        place = next((m for m in getattr(hints[field.name], "__metadata__", ()) if isinstance(m, Place)), None)
         if isinstance(value, Path) and field.name != "out":     # which is where the run lies, and may be moved
-            changed[field.name] = value.expanduser().absolute()
-        if isinstance(value, str) and value and (is_place or os.sep in value):
-            changed[field.name] = anchored_place(value)
+            changed[field.name] = expanded(value).absolute()
+        if isinstance(value, str) and value and (place or os.sep in value):
+            changed[field.name] = anchored_place(value, place or Place())
     return dataclasses.replace(settings, **changed)
 
 
-def anchored_place(text: str) -> str:
+def anchored_place(text: str, place: Place) -> str:
     """The whole path of a file or folder, alone, in a mixture, or before `:train` and the like. Other names stay."""
     from stillroom.data.mixed import mixture
     from stillroom.data.open import BUILTIN, is_known, parted
 
     def whole(spec: str) -> str:
         for name, split in ((spec, None), parted(spec)):
-            if name and name not in BUILTIN and (place := Path(name).expanduser()).exists():
+            if name and name not in BUILTIN and (place := expanded(name)).exists():
                 return str(place.resolve()) + (f":{split}" if split else "")
         return spec
 
+    if text in place.names:
+        return text
+    if place.after and (before := re.match(place.after, text)):
+        return before[0] + whole(text[before.end():])
     parts = mixture(text, is_known)
-    return whole(text) if len(parts) == 1 else "+".join(f"{share:g}*{whole(name)}" for share, name in parts)
+    if len(parts) == 1:
+        return whole(text)
+    if all(whole(name) == name for _, name in parts):
+        return text
+    return "+".join(f"{Decimal(repr(share)):f}*{whole(name)}" for share, name in parts)
 
 
 def is_first() -> bool:

@@ -8,6 +8,7 @@ from stillroom.codecs.codec import (
     fingerprint,
     padded,
     require_signed,
+    require_signed_as_given,
     resized,
 )
 from stillroom.codecs.folders import from_diffusers, require_usable
@@ -17,5 +18,5 @@ from stillroom.codecs.tiles import Tiled
 
 __all__ = [
     "Codec", "Encodes", "Posterior", "Remapped", "Tiled", "equal_budget", "fingerprint", "fit_klt", "from_diffusers",
-    "from_taesd", "padded", "require_signed", "require_usable", "resized",
+    "from_taesd", "padded", "require_signed", "require_signed_as_given", "require_usable", "resized",
 ]

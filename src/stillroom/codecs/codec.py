@@ -168,6 +168,12 @@ def require_signed(x: Tensor, name: str) -> None:
         raise Refusal(f"{name}: no pixel is below 0, so these pictures seem to lie in [0, 1]; give them as 2 * x - 1")
 
 
+def require_signed_as_given(data: object, x: Tensor) -> None:
+    """Tensors have the range that they were given in; pictures from files are brought to [-1, 1], however bright."""
+    if getattr(data, "in_memory", False):
+        require_signed(x, getattr(data, "name", "data"))
+
+
 def fingerprint(codec: Codec) -> str:
     """Names a codec by what it is made of and by its weights, for whatever was made with it. To which scale it was
     calibrated does not matter."""

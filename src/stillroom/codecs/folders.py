@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from stillroom.codecs.codec import Codec, require_signed
+from stillroom.codecs.codec import Codec
 from stillroom.data import LatentSpace
 from stillroom.nets.build import buildable
 from stillroom.nets.folders import PICKLES, built, folder_weights, local_folder, read_json, understood
@@ -225,9 +225,8 @@ def _space(model_class: str, encoder: DiffusersEncoder, norm: nn.Module) -> Late
 
 @torch.no_grad()
 def require_usable(codec: Codec, x: Tensor, name: str) -> None:
-    """The gate of codecs: pictures in range, reconstructions better than the mean image, and latents of about unit size
-    on the diffusion side."""
-    require_signed(x, name)
+    """The gate of codecs: reconstructions better than the mean image, and latents of about unit size on the diffusion
+    side."""
     x = x.to(codec.device)
     z = torch.cat([codec.encode(part) for part in x.split(8)])
     again = torch.cat([codec.decode(part, (x.shape[-2], x.shape[-1])) for part in z.split(8)]).clamp(-1, 1)

@@ -51,6 +51,11 @@ class Elements(nn.Module):
         self.register_buffer("gain", torch.ones(self.shape))
         self.register_buffer("bias", torch.zeros(self.shape))
 
+    @property
+    def places(self) -> tuple[int, int]:
+        """Height and width of the latents that it takes, and no others."""
+        return self.shape[1], self.shape[2]
+
     def require_grid(self, z: Tensor) -> None:
         if tuple(z.shape[1:]) != self.shape:
             raise Refusal(f"these latents' statistics are of {self.shape[1]} x {self.shape[2]} places with "

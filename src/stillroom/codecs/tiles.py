@@ -151,6 +151,8 @@ def margins(codec: Codec) -> dict[str, Callable[[], int | None]]:
     space, random = codec.space, torch.Generator().manual_seed(0)
 
     def of(half: nn.Module, noise: Callable[[int, int], Tensor]) -> int | None:
+        if hasattr(half, "places"):             # it takes one size alone, so that there are no tiles of it
+            return None
         weight = next(half.parameters(), torch.zeros(()))
         if weight.dtype != torch.float32:
             half = copy.deepcopy(half).float()

@@ -12,7 +12,7 @@ from stillroom.data.mixed import Mixed, mixture
 from stillroom.data.scenes import KINDS, Scenes
 from stillroom.data.streams import TarStream
 from stillroom.data.tables import SUFFIXES, Rows, folder, parquet, saved
-from stillroom.settings import Images, Refusal, nearest
+from stillroom.settings import Images, Refusal, expanded, nearest
 
 BUILTIN = ("digits", "shapes", "leaves", "photos")
 SPLITS = ("train", "test", "val", "validation")
@@ -50,7 +50,7 @@ def open_source(settings: Images, expect: Encoding | None = None) -> Source | St
 def is_known(spec: str) -> bool:
     """Is there a builtin, a file or a folder of this name?"""
     name, _ = parted(spec)
-    return name in BUILTIN or (bool(name) and Path(name).expanduser().exists())
+    return name in BUILTIN or (bool(name) and expanded(name).exists())
 
 
 def parted(spec: str) -> tuple[str, str | None]:
@@ -88,7 +88,7 @@ def _builtin(name: str, split: str, settings: Images) -> Source:
     if name in KINDS:
         return Scenes(name, settings.size, split=split, flip=settings.flip, shrink=law)
     if law:
-        raise Refusal("digits: they are shown whole, 8 pixels wide; leave out crop shrink")
+        raise Refusal("digits: they are shown whole, 8 pixels wide; give --crop centre")
     if settings.flip:
         raise Refusal("digits: a mirrored digit is another sign; leave out flip")
     return digits(settings.size, split)
@@ -102,7 +102,7 @@ class Tars(NamedTuple):
 def placed(spec: str) -> Rows | Tars | Path:
     """What lies at a path: pictures by number, pictures in tars, or the folder of a latent store."""
     name, split = parted(spec)
-    path = Path(name).expanduser()
+    path = expanded(name)
     if not name or not path.exists():
         raise Refusal(f"data {name!r}: no such file or folder, and no builtin of that name{nearest(name, BUILTIN)}")
     if path.is_file():

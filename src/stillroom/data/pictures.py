@@ -14,7 +14,7 @@ from stillroom.data.loader import Loader
 from stillroom.data.open import BUILTIN, parted, placed, split_of
 from stillroom.data.scenes import KINDS, TEST, WHOLE, Window
 from stillroom.data.tables import SUFFIXES, Rows
-from stillroom.settings import Refusal
+from stillroom.settings import Refusal, expanded
 
 SCENES = 100                # of a procedural set, where no limit is given
 
@@ -71,7 +71,7 @@ def pictures(
     if not specs:
         raise Refusal("pictures: no file or folder is given")
     opened = [_entries(spec, size, limit or SCENES) for spec in specs]
-    if len(specs) == 1 and (folder := Path(parted(specs[0])[0]).expanduser()).is_dir():
+    if len(specs) == 1 and (folder := expanded(parted(specs[0])[0])).is_dir():
         opened = [([(_short(title, folder), read) for title, read in opened[0][0]], [])]
     name = specs[0] if len(specs) == 1 else f"{specs[0]} and {len(specs) - 1} more"
     credits = dict.fromkeys(c for _, names in opened for c in names)
@@ -90,7 +90,7 @@ def _entries(spec: str, size: int | None, scenes: int) -> tuple[list[Entry], lis
         return [(c.name, partial(signed_picture, image)) for c, image in found], [str(c) for c, _ in found]
     if name in BUILTIN:
         raise Refusal(f"{name}: holds no whole pictures; give a folder, files, a parquet, photos, or scenes")
-    path = Path(name).expanduser()
+    path = expanded(name)
     if split is None and path.is_file() and path.suffix.lower() in SUFFIXES:
         return [(str(path), partial(_read, path, str(path)))], []
     where = placed(spec)

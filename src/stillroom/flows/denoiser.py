@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from stillroom.nets.build import buildable
 from stillroom.nets.lora import without_lora
 from stillroom.paths import Kind, Path, at_least_float32, convert
+from stillroom.settings import Refusal, nearest
 
 
 class Denoises(nn.Module):
@@ -72,6 +73,9 @@ class Denoiser(Denoises):
         """Outputs of the named modules of the network, in one forward; of several outputs the last, which in blocks of
         joint attention is the picture's."""
         found: dict[str, Tensor] = {}
+        known = [name for name, _ in self.net.named_modules() if name]
+        if missing := [name for name in at if name not in known]:
+            raise Refusal(f"layers: the network has no module {missing[0]!r}{nearest(missing[0], known)}")
 
         def keep(name):
             return lambda _module, _inputs, out: found.__setitem__(name, out[-1] if isinstance(out, tuple) else out)
@@ -82,6 +86,9 @@ class Denoiser(Denoises):
         finally:
             for hook in hooks:
                 hook.remove()
+        if silent := [name for name in at if name not in found]:
+            raise Refusal(f"layers: the network never asks {silent[0]!r} itself, which has no output then; name a part "
+                          f"of it, {next((name for name in known if name.startswith(silent[0] + '.')), 'a layer')}")
         return found
 
 
@@ -98,9 +105,13 @@ class Bare(Denoises):
     def net(self) -> nn.Module:
         return self.denoiser.net
 
-    def forward(self, x_t, t, y=None):
+    @property
+    def takes_strength(self) -> bool:
+        return self.denoiser.takes_strength
+
+    def forward(self, x_t, t, y=None, w=None):
         with without_lora(self.net):
-            return self.denoiser(x_t, t, y)
+            return self.denoiser(x_t, t, y, w=w)
 
     def hidden(self, x_t: Tensor, t: Tensor, y: Tensor | None = None, at: tuple[str, ...] = ()) -> dict[str, Tensor]:
         with without_lora(self.net):
@@ -143,7 +154,7 @@ class Guided(Denoises):
 class Told(Denoises):
     """A denoiser that has learned to be guided, at the strength it is told: one evaluation where guidance takes two."""
 
-    def __init__(self, denoiser: Denoiser, scale: float):
+    def __init__(self, denoiser: "Denoiser | Bare", scale: float):
         super().__init__()
         self.denoiser, self.scale = denoiser, scale
         self.path, self.prediction, self.classes = denoiser.path, denoiser.prediction, denoiser.classes
@@ -198,7 +209,7 @@ def guided(denoiser: Denoises, scale: float, weak: Denoises | None = None,
         return denoiser
     if weak is not None:
         strong = AutoGuided(denoiser, weak, scale)
-    elif isinstance(denoiser, Denoiser) and denoiser.takes_strength:
+    elif isinstance(denoiser, Denoiser | Bare) and denoiser.takes_strength:
         strong = Told(denoiser, scale)
     else:
         strong = Guided(denoiser, scale)

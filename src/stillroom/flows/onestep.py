@@ -18,11 +18,13 @@ class OneStep(Generator):
     y: labels, the null label standing for "any". w: strengths of guidance, for a network that was built for them.
     asked: the time the network is told, for one that was taught to tell ends of trajectories by it (BOOT); its answer
     is read at t = 1 all the same, where the noise is.
+    unlabelled: it has learned to answer without a label too, which guidance can start from.
     """
 
-    def __init__(self, net: nn.Module, path: Path, prediction: Kind, shape: tuple[int, ...], asked: float = 1.0):
+    def __init__(self, net: nn.Module, path: Path, prediction: Kind, shape: tuple[int, ...], asked: float = 1.0,
+                 unlabelled: bool = False):
         super().__init__()
-        self.net, self.path, self.shape, self.asked = net, path, tuple(shape), asked
+        self.net, self.path, self.shape, self.asked, self.unlabelled = net, path, tuple(shape), asked, unlabelled
         self.prediction: Kind = prediction
         self.classes: int | None = getattr(net, "classes", None)
         self.takes_strength: bool = getattr(net, "guided", False)
@@ -51,6 +53,9 @@ class OneStep(Generator):
         if self.classes is None:
             raise Refusal("guidance needs labels, or a weaker generator: this one was trained without labels; "
                           "use guidance 1")
+        if not (self.takes_strength or self.unlabelled):
+            raise Refusal("this generator has learned no answer without a label, which guidance could lead away from; "
+                          "leave out --guidance, or give a weaker generator, --weak RUN (drifting learns both: --drop)")
         if self.takes_strength:
             return lambda noise, y: self(z := noise(0), y, torch.full((len(z),), guidance, device=z.device))
         return lambda noise, y: extrapolated(guidance, self(z := noise(0), y), self(z))
@@ -78,11 +83,11 @@ def require_sight(teacher: Denoiser, name: str) -> None:
                       "student begins; give one that was trained with --prediction v or x0")
 
 
-def student_of(teacher: Denoiser, shape: tuple[int, ...], takes_strength: bool) -> OneStep:
+def student_of(teacher: Denoiser, shape: tuple[int, ...], takes_strength: bool, unlabelled: bool = False) -> OneStep:
     """The teacher's network asked at t = 1, where it begins; with an input for the strength of guidance, if it shall
     take one."""
     if teacher.scale_input:
         raise Refusal("a student cannot start from a teacher that scales its input; train the teacher on another path")
     require_sight(teacher, "teacher")
     net = with_input(teacher.net, "guided") if takes_strength else copied(teacher.net)
-    return OneStep(net, teacher.path, teacher.prediction, shape)
+    return OneStep(net, teacher.path, teacher.prediction, shape, unlabelled=unlabelled)

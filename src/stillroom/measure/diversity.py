@@ -21,10 +21,15 @@ def spread_within(x: Tensor, y: Tensor | None = None) -> float:
     return float(torch.stack(squares).mean().sqrt())
 
 
+def within_classes(y: Tensor | None, law: Tensor | None) -> bool:
+    """Whether both sides have labels, and two of a class."""
+    return y is not None and law is not None and has_pairs(y) and has_pairs(law)
+
+
 def relative_spread(x: Tensor, y: Tensor | None, reference: Tensor, law: Tensor | None) -> float | None:
     """Spread within classes over a reference's, labelled `law`; of all samples together on both sides where one has no
-    two of a class. None where the reference has none."""
-    if not (has_pairs(y) and has_pairs(law)):
+    labels, or no two of a class. None where the reference has none."""
+    if not within_classes(y, law):
         y = law = None
     true = spread_within(reference, law)
     return spread_within(x, y) / true if true > 0 else None

@@ -183,13 +183,23 @@ class Lpips(nn.Module):
 
 
 def lpips_in(folder: Path) -> dict[str, Lpips]:
-    """Every net of which the folder has both files, under their public names."""
+    """Every net of which the folder has both files, under their public names. The lpips package has heads of v0.0 too,
+    which are another distance."""
     found = {}
     for net, stem in (("alex", "alexnet-"), ("vgg", "vgg16-"), ("squeeze", "squeezenet1_1-")):
-        backbones = sorted(p for p in folder.glob(f"{stem}*") if p.suffix in (".pth", ".safetensors"))
-        heads = sorted(p for p in folder.glob(f"**/{net}.*") if p.suffix in (".pth", ".safetensors"))
-        if backbones and heads:
-            found[net] = Lpips.from_files(net, backbones[0], heads[0])
+        backbone, heads = weights_at(folder, f"{stem}*"), weights_at(folder, f"**/{net}.*")
+        if backbone and heads:
+            found[net] = Lpips.from_files(net, backbone, heads)
     if not found:
         raise Refusal(f"lpips {folder}: holds no pair of public files, such as alexnet-owt-7be5be79.pth and alex.pth")
     return found
+
+
+def weights_at(folder: Path, pattern: str) -> Path | None:
+    """The one weight file of that name."""
+    files = sorted(p for p in folder.glob(pattern) if p.suffix in (".pth", ".safetensors")
+                   and "v0.0" not in p.absolute().parts)
+    if len(files) > 1:
+        names = " and ".join(str(p.relative_to(folder)) for p in files[:2])
+        raise Refusal(f"lpips {folder}: holds {names}, which may differ; leave one of them there")
+    return files[0] if files else None

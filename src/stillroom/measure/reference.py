@@ -2,7 +2,6 @@
 of the feature space, because means of other features are numbers of the same kind and mean nothing here."""
 
 import json
-import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +17,7 @@ from stillroom.settings import Refusal
 FORMAT = 1
 INCEPTION = "inception-2015-12-05"
 INCEPTION_DIM = 2048
+BEYOND = 1.5            # a pixel of pictures that were meant to be in [-1, 1], at most
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ def opened(file: Path) -> Any:
         found = np.load(file, allow_pickle=False)
     except FileNotFoundError:
         raise Refusal(f"{file}: no such file") from None
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+    except Exception as error:      # of a damaged file numpy lets through what its tokenizer and zlib raise
         raise Refusal(f"{file}: not a readable .npz file ({' '.join(str(error).split())[:80]})") from None
     if not isinstance(found, np.lib.npyio.NpzFile):
         raise Refusal(f"{file}: a single array; give a .npz file of named ones")
@@ -113,7 +113,7 @@ def opened(file: Path) -> Any:
 def array(arrays: Any, name: str, file: Path) -> np.ndarray:
     try:
         return arrays[name]
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+    except Exception as error:
         raise Refusal(f"{file}: {name!r} is not readable ({' '.join(str(error).split())[:80]})") from None
 
 
@@ -138,6 +138,17 @@ class Samples:
     def shape(self) -> tuple[int, ...]:
         return (self.x.shape[3], *self.x.shape[1:3]) if self.x.dtype == np.uint8 else self.x.shape[1:]
 
+    @property
+    def are_pictures(self) -> bool:
+        latents = self.card is not None and self.card.get("encoding") is not None
+        return len(self.shape) == 3 and self.shape[0] in (1, 3) and not latents
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        foreign = self.card is None and self.are_pictures and self.x.dtype != np.uint8
+        return () if not foreign or self.x.min() < 0 else (
+            f"{self.file}: no pixel is below 0: pictures are meant to be in [-1, 1], and these may be in [0, 1]",)
+
     def batches(self, size: int, rows: Tensor | None = None) -> Iterator[Tensor]:
         """As float32 [B, ...]; pictures in [-1, 1]."""
         for some in (torch.arange(len(self.x)) if rows is None else rows).split(size):
@@ -150,15 +161,38 @@ def read_samples(file: Path) -> Samples:
         name = next((k for k in ("x", "arr_0") if k in arrays.files), None)
         if name is None:
             raise Refusal(f"{file}: holds {', '.join(arrays.files) or 'nothing'}; samples are x, or arr_0")
-        x, y = array(arrays, name, file), numbers(arrays, "y", file).long() if "y" in arrays.files else None
+        x, y = array(arrays, name, file), numbers(arrays, "y", file) if "y" in arrays.files else None
         try:
-            card = json.loads(str(array(arrays, "card", file))) if "card" in arrays.files else None
-        except ValueError as error:
-            raise Refusal(f"{file}: 'card' is not JSON ({error})") from None
+            card = dict(json.loads(str(array(arrays, "card", file)))) if "card" in arrays.files else None
+        except (ValueError, TypeError) as error:
+            raise Refusal(f"{file}: 'card' is not a record in JSON ({error})") from None
     floats, bytes8 = x.dtype.kind == "f" and x.ndim > 1, x.dtype == np.uint8 and x.ndim == 4
-    if not len(x) or not (floats or bytes8):
+    if not x.size or not (floats or bytes8):
         raise Refusal(f"{file}: {name!r} is {x.dtype} {list(x.shape)}; samples are floats, pictures in [-1, 1], or "
                       "uint8 [N, H, W, C]")
     if y is not None and y.shape != (len(x),):
         raise Refusal(f"{file}: {len(x)} samples and labels of shape {list(y.shape)}")
-    return Samples(file, x, y, card)
+    samples = Samples(file, x, None if y is None else labels_in(file, y), card)
+    require_signed(samples)
+    return samples
+
+
+def labels_in(file: Path, y: Tensor) -> Tensor | None:
+    """-1 throughout says that there are none."""
+    if bool((y == -1).all()):
+        return None
+    labels = y.long()
+    if bool((labels != y).any() | (labels < 0).any()):
+        raise Refusal(f"{file}: labels y are whole numbers from 0 on, or all -1 where there are none; these go from "
+                      f"{float(y.min()):g} to {float(y.max()):g}")
+    return labels
+
+
+def require_signed(samples: Samples) -> None:
+    """What stillroom wrote is in its range, though samples may leave that; other programs write other ranges."""
+    if samples.card is not None or not samples.are_pictures or samples.x.dtype == np.uint8:
+        return
+    low, high = float(samples.x.min()), float(samples.x.max())
+    if max(-low, high) > BEYOND:
+        raise Refusal(f"{samples.file}: its pixels go from {low:g} to {high:g}, and pictures are floats in [-1, 1] or "
+                      "uint8: bring them into that range")

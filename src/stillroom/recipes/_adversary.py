@@ -9,7 +9,7 @@ from torch import Tensor
 from stillroom.flows import Bare, Denoiser
 from stillroom.match.adversarial import critic_softplus, maker_softplus, r1_approximate
 from stillroom.nets.heads import Heads, channels_last, inner_layers
-from stillroom.settings import NotNegative, Optimizer, Refusal, nearest
+from stillroom.settings import NotNegative, Optimizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,12 +31,10 @@ class Adversary:
     def __init__(self, denoiser: Denoiser | Bare, settings: Adversarial, shape: tuple[int, ...], law):
         self.denoiser, self.settings, self.law = denoiser, settings, law
         self.layers = settings.layers or inner_layers(denoiser.net)
-        known = [name for name, _ in denoiser.net.named_modules() if name]
-        if missing := [name for name in self.layers if name not in known]:
-            raise Refusal(f"layers: the network has no module {missing[0]!r}{nearest(missing[0], known)}")
         device = next(denoiser.parameters()).device
+        y = None if denoiser.classes is None else torch.zeros(1, dtype=torch.long, device=device)
         with torch.no_grad():
-            found = self.features(torch.zeros(1, *shape, device=device), torch.ones(1, device=device), None)
+            found = self.features(torch.zeros(1, *shape, device=device), torch.ones(1, device=device), y)
         self.heads = Heads([channels_last(f).shape[-1] for f in found])
 
     def features(self, x_t: Tensor, t: Tensor, y: Tensor | None) -> Sequence[Tensor]:

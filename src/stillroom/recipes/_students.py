@@ -94,10 +94,11 @@ class Ends:
         self.labels, self.count, self.guidance, self.steps = flow.labels(0, count), count, guidance, steps
         self.seed = seed_of(seed, "ends")       # not the noises that a user draws with, which would be known by heart
         self.noises, self.ends = torch.zeros(2, count, *flow.shape)
+        for held in (self.noises, self.ends):       # until they are followed, as a plan leaves it: of some spread
+            held.copy_(noise_of(flow.shape, 0, count, self.seed))
 
     def follow(self) -> None:
         assert self.flow is not None
-        self.noises.copy_(noise_of(self.flow.shape, 0, self.count, self.seed))
         self.ends.copy_(self.flow.sample(self.count, self.seed, guidance=self.guidance, steps=self.steps,
                                          batch=self.at_once))
 
@@ -126,7 +127,8 @@ class Distillation(Recipe):
         if hasattr(self, "generator"):
             require_sight(self.origin, f"teacher {settings.origin or settings.teacher}")
         self.require_labels()
-        self.null = self.flow.classes or 0          # the label that stands for none
+        self.null = self.flow.classes or 0          # the label that stands for none, of a network that has one
+        self.has_null = getattr(self.origin.net, "null", self.null) is not None
         if settings.checkpointing:
             if getattr(settings, "fake_lora", 0):
                 raise Refusal("checkpointing: with adapters as the fake score (fake_lora), what is computed again "
@@ -138,6 +140,12 @@ class Distillation(Recipe):
     def require_labels(self) -> None:
         if self.settings.guidance != 1 and self.flow.classes is None:
             raise Refusal(f"teacher {self.settings.teacher}: it was trained without labels; use guidance 1")
+
+    def require_two_answers(self):
+        """For guidance of a network that starts from the teacher's, or of the teacher in its two parts."""
+        if getattr(self.flow.denoiser, "takes_strength", False):
+            raise Refusal(f"teacher {self.settings.teacher}: it is told the strength of guidance, and was taught no "
+                          "answer without a label to be guided away from; give the flow that it was distilled from")
 
     def opened(self) -> tuple[Flow, Flow]:
         """The teacher, and the flow whose network students start from."""
@@ -207,11 +215,11 @@ class Distillation(Recipe):
         return device_of(self.origin)
 
     def labels(self, turn) -> Tensor | None:
-        """[B], class-balanced over the global batch; of more classes than that, drawn."""
-        count = max(self.flow.classes or 0, self.settings.batch)
-        if (y := self.flow.labels(0, count)) is None:
+        """[B], class-balanced over global batches one after another; of more classes than one holds, drawn."""
+        batch, count = self.settings.batch, max(self.flow.classes or 0, self.settings.batch)
+        if (y := self.flow.labels(turn.step * batch if count == batch else 0, count)) is None:
             return None
-        if count == self.settings.batch:
+        if count == batch:
             return y[turn.rows(count)].to(self.device)
         return y[(turn.rand((turn.batch,)) * count).long().clamp(max=count - 1).cpu()].to(self.device)
 
@@ -220,8 +228,11 @@ class Distillation(Recipe):
         return self.ends.drawn(turn)[1:] if self.ends else batch["data"]
 
     def dropped(self, y: Tensor | None, share: float, turn) -> Tensor | None:
-        """Labels, that share of them the null label: a score that shall be guided needs an answer without one."""
-        return None if y is None else y.masked_fill(turn.rand((len(y),)) < share, self.null)
+        """Labels, that share of them the null label, of a teacher that has one: a score that shall be guided needs an
+        answer without a label."""
+        if y is None or not self.has_null:
+            return y
+        return y.masked_fill(turn.rand((len(y),)) < share, self.null)
 
     def law(self, low: float = 0.0, high: float = 1.0):
         """Uniform times, shifted as the teacher's."""

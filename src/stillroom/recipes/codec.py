@@ -26,7 +26,7 @@ from typing import Literal, cast
 import torch
 from torch import Tensor
 
-from stillroom.codecs import Codec, require_signed
+from stillroom.codecs import Codec, require_signed_as_given
 from stillroom.data import LatentSpace, sample
 from stillroom.match.latents import unit_kl
 from stillroom.measure.perceptual import RandomFeatures, feature_distance_of, lpips_in
@@ -35,7 +35,7 @@ from stillroom.settings import Count, Decay, Images, NotNegative, Optimizer, Pos
 from stillroom.train import Average, Product, Recipe, Role, Stage
 from stillroom.train.world import pick_device
 
-FACTORS = {4: (1, 3, 3), 8: (1, 3, 3, 3), 16: (1, 3, 3, 3, 3)}
+FACTORS = {4: (1, 3, 3), 8: (1, 3, 3, 3), 16: (1, 3, 3, 3, 3), 32: (1, 3, 3, 3, 3, 3)}
 """Residual blocks per level of an encoder, by how many pixels a latent spans."""
 
 
@@ -57,7 +57,7 @@ class Squares(Images, Run):
 class Settings(Squares):
     steps: int = 4000
     channels: Count = 16
-    factor: Literal[4, 8, 16] = 8
+    factor: Literal[4, 8, 16, 32] = 8
     """Pixels a side that one latent spans."""
     stem: Literal["conv", "unshuffle"] = "conv"
     """unshuffle folds 4x4 pixels into channels first: several times faster."""
@@ -125,7 +125,7 @@ class FromScratch(Recipe):
         self.mean = Average(self.codec, settings.average)
 
     def check(self, batch):
-        require_signed(batch["data"].x, self.data.name)
+        require_signed_as_given(self.data, batch["data"].x)
 
     def roles(self):
         return {"model": Role(self.codec, self.settings.model, average=self.mean)}

@@ -19,7 +19,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from stillroom.codecs import Codec, fingerprint, require_signed, require_usable
+from stillroom.codecs import Codec, fingerprint, require_signed_as_given, require_usable
 from stillroom.data import sample
 from stillroom.match import latents as match
 from stillroom.nets.coding import Decoder, sized
@@ -80,7 +80,7 @@ class DecoderDistillation(Recipe):
         self.perceptual, self.distance = perceptual_of(settings) if settings.weights.perceptual else ("", None)
 
     def check(self, batch):
-        require_signed(batch["data"].x, self.data.name)
+        require_signed_as_given(self.data, batch["data"].x)
         require_usable(self.teacher, batch["data"].x, f"teacher {self.settings.teacher}")
 
     def roles(self):

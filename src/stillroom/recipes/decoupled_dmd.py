@@ -55,6 +55,7 @@ class DecoupledDMD(dmd.DMD):
             raise Refusal("shield adversarial: its weight is 0; give --adversarial.weight above 0, or --shield none")
         super().__init__(settings, data)
         self.settings = settings
+        self.require_two_answers()
         self.asked_at, self.usual = self.plan[0], (torch.zeros(()), torch.ones(()))     # of the step at hand
 
     # ---- what there is, by shield ----

@@ -26,12 +26,12 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Annotated, Any, Literal, cast
 
 import torch
 from torch import Tensor
 
-from stillroom.codecs import Codec, fingerprint, require_signed, require_usable
+from stillroom.codecs import Codec, fingerprint, require_signed_as_given, require_usable
 from stillroom.data import Source, sample
 from stillroom.flows import Flow, require
 from stillroom.flows.references import open_reference
@@ -54,7 +54,7 @@ from stillroom.recipes._drawing import (
 )
 from stillroom.recipes._shaping import ByCritic, ByDrift, ByScores, divergence, fake_of
 from stillroom.recipes.codec import Squares, perceptual_of, require_whole_latents
-from stillroom.settings import Count, Natural, NotNegative, Optimizer, Refusal, Share, Where, seed_of
+from stillroom.settings import Count, Natural, NotNegative, Optimizer, Place, Refusal, Share, Where, seed_of
 from stillroom.train import Average, Product, Recipe, Role, Stage, load_product
 from stillroom.train.teacher import is_ours, open_codec, open_teacher
 from stillroom.train.world import pick_device
@@ -79,7 +79,7 @@ class ScoreNet(flows.Network):
 class Settings(Squares):
     codec: Where
     """The tokenizer to begin with: a run of train codec, a folder of diffusers, or `bundled`."""
-    reference: str
+    reference: Annotated[str, Place(names=("gaussian",), after="samples:|noised:[^:]+:")]
     """gaussian, gmm:K[:STD], noised:LEVEL[:RUN], samples:FILE, or the run of a flow of this codec's latents."""
     foreign: bool = False
     """The reference's run was trained on other latents than this codec's, and is meant all the same."""
@@ -234,7 +234,7 @@ class DMVAE(Recipe):
     # ---- learning ----
 
     def check(self, batch):
-        require_signed(batch["data"].x, self.data.name)
+        require_signed_as_given(self.data, batch["data"].x)
         require_usable(self.codec, batch["data"].x, f"codec {self.settings.codec}")
 
     def roles(self):

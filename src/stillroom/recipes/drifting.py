@@ -164,11 +164,11 @@ class Drifting(Recipe):
     def begun(self, teacher: Flow) -> OneStep:
         if not isinstance(teacher.denoiser, Denoiser):
             raise Refusal(f"teacher {self.settings.teacher}: it has no network for a student to start from")
-        return student_of(teacher.denoiser, self.shape, self.settings.strongest > 1)
+        return student_of(teacher.denoiser, self.shape, self.settings.strongest > 1, self.settings.drop > 0)
 
     def anew(self) -> OneStep:
         net = flows.make_net(self.settings, self.shape, self.classes, guided=self.settings.strongest > 1)
-        return OneStep(net, flows.PATHS["linear"](), "v", self.shape)
+        return OneStep(net, flows.PATHS["linear"](), "v", self.shape, unlabelled=self.settings.drop > 0)
 
     def filled_bank(self) -> Bank:
         bank, device = Bank(self.classes or 1, self.settings.bank, self.shape), next(self.student.parameters()).device
@@ -343,7 +343,8 @@ class Drifting(Recipe):
     def after(self, batch, turn):
         x, y = batch["data"]
         self.bank.push(turn.gather(x), None if y is None else turn.gather(y))
-        if self.early is not None and turn.step == int(self.settings.early * self.settings.steps):
+        s = self.settings
+        if self.early is not None and turn.step == min(int(s.early * s.steps), s.steps - 1):
             self.early.module.load_state_dict(self.mean.module.state_dict())
 
     def preview(self):

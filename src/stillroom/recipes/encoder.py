@@ -26,7 +26,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from stillroom.codecs import Codec, fingerprint, require_signed, require_usable
+from stillroom.codecs import Codec, fingerprint, require_signed_as_given, require_usable
 from stillroom.data import Batch, Pairs, sample, write_pairs
 from stillroom.match import latents as match
 from stillroom.nets.coding import Encoder, sized
@@ -141,7 +141,7 @@ class EncoderDistillation(Recipe):
             return sources
         data, teacher, x = sources["data"], opened(settings), sample(sources["data"], 16, settings.seed).x
         refuse_what_cannot_be(settings, teacher, data, x)
-        require_signed(x, data.name)
+        require_signed_as_given(data, x)
         require_usable(teacher, x, f"teacher {settings.teacher}")
         law = f"{settings.crop} {settings.size}" + (f" {settings.shrink}" if settings.crop == "shrink" else "")
         crop = law + (" mirrored" if settings.flip else "")
@@ -153,7 +153,7 @@ class EncoderDistillation(Recipe):
         return batch.y if self.teacher is None else answering(self.teacher)(batch.x)    # pyright: ignore
 
     def check(self, batch):
-        require_signed(batch["data"].x, self.data.name)
+        require_signed_as_given(self.data, batch["data"].x)
         if self.teacher is not None:
             require_usable(self.teacher, batch["data"].x, f"teacher {self.settings.teacher}")
 

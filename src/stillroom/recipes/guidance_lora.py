@@ -26,6 +26,7 @@ from torch import Tensor
 
 from stillroom.flows import Denoiser, Flow, Guided
 from stillroom.match import squared_error
+from stillroom.nets import tie
 from stillroom.paths import convert, expand
 from stillroom.recipes._students import Distillation, Ends, WithData, adapted, averaged, widened
 from stillroom.settings import Natural, NotNegative, Refusal
@@ -69,6 +70,7 @@ class GuidanceLora(Distillation):
         student = self.saving(widened(self.origin, "guided")) if s.strongest > 1 else self.begun_whole()
         if not s.lora or s.origin:
             return adapted(student, s.lora)
+        tie(student.net, self.origin.net)
         self.flow.denoiser = student
         return self.begun_on_teacher(s.lora)
 

@@ -20,19 +20,18 @@ patch has numbers, or wider, so that flows over them want a time law shifted by 
 """
 
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Annotated, Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
 
-from stillroom.codecs import Codec, require_signed
-from stillroom.codecs.rae import EPSILON, Elements, from_diffusers_rae, is_rae, same_elements, token_codec
+from stillroom.codecs import Codec, from_diffusers, require_signed_as_given
+from stillroom.codecs.rae import EPSILON, Elements, is_rae, same_elements, token_codec
 from stillroom.codecs.tokens import HUB, TokenEncoder, token_encoder
 from stillroom.data import LatentSpace, Source, sample
 from stillroom.nets.bottleneck import Projected
 from stillroom.nets.critic import PatchCritic
-from stillroom.nets.folders import read_json
+from stillroom.nets.folders import local_folder, read_json
 from stillroom.nets.vit import MaskedViT, ViT, ViTDecoder
 from stillroom.recipes._drawing import (
     PART,
@@ -47,7 +46,7 @@ from stillroom.recipes._drawing import (
 )
 from stillroom.recipes._masking import Own, masked_preview, masked_terms, new_masked, new_vit, refuse_own
 from stillroom.recipes.codec import Squares, perceptual_of, require_whole_latents
-from stillroom.settings import Count, NotNegative, Optimizer, Refusal, Share
+from stillroom.settings import Count, NotNegative, Optimizer, Place, Refusal, Share, expanded
 from stillroom.train import Average, Product, Recipe, Role, Stage
 from stillroom.train.teacher import is_ours, part_of
 from stillroom.train.world import pick_device
@@ -64,7 +63,7 @@ class Nets:
 
 @dataclass(frozen=True, kw_only=True)
 class Settings(Squares):
-    encoder: str = "own"
+    encoder: Annotated[str, Place(names=("own", *HUB))] = "own"
     """`own`, `dinov2`, `siglip2`, `mae`, a folder or hub id of one of transformers' vision models or of an
     AutoencoderRAE, or a run of this recipe, whose latent space is kept. A folder of one of those names is ./NAME."""
     patch: Count = 8
@@ -107,13 +106,13 @@ class Settings(Squares):
 def opened(name: str, patch: int) -> tuple[nn.Module, LatentSpace | None]:
     """The encoder's half; and its latent space, where others decode its latents already. `patch` is for encoders that
     are brought to any."""
-    place = Path(name).expanduser()
+    place = expanded(name)
     if name in HUB:
         return token_encoder(name, patch), None
     if is_ours(place):
         codec = part_of(place, "codec")
-    elif (place / "config.json").is_file() and is_rae(read_json(place / "config.json")):
-        codec = from_diffusers_rae(place)
+    elif is_rae(read_json(local_folder(place if place.is_dir() else name, ("config.json",)) / "config.json")):
+        codec = from_diffusers(place if place.is_dir() else name)
     else:
         return token_encoder(name, patch), None
     if isinstance(codec.encoder, Projected):
@@ -190,7 +189,7 @@ class RAE(Recipe):
         return {"data": Kept(data)} if isinstance(data, Source) else sources
 
     def check(self, batch):
-        require_signed(batch["data"].x, self.data.name)
+        require_signed_as_given(self.data, batch["data"].x)
 
     def roles(self):
         s = self.settings

@@ -62,6 +62,8 @@ class SiD(dmd.DMD):
         asked = settings.cfg, settings.fake_guidance, settings.fake_own_guidance
         if self.flow.classes is None and asked != ("plain", 1, 1):
             raise Refusal(f"teacher {settings.teacher}: it was trained without labels; use cfg plain and guidance 1")
+        if (settings.fake_guidance, settings.fake_own_guidance) != (1, 1):
+            self.require_two_answers()
         self.guided_fake = guided(self.fake, settings.fake_guidance)
         self.taught_fake = guided(self.fake, settings.fake_own_guidance)
 

@@ -50,6 +50,8 @@ class SwiftBrush(Distillation):
     def __init__(self, settings: Settings):
         super().__init__(settings)
         self.settings = settings
+        if settings.guidance != 1:
+            self.require_two_answers()
         self.student = self.begun()
         self.mean = self.follower(self.student)
         self.fake = self.begun_on_teacher(settings.fake_lora)

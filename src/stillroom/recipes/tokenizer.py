@@ -25,13 +25,13 @@ reconstructs as convolutions do; classes lie apart in its latents where it was t
 """
 
 from dataclasses import dataclass, field
-from typing import Any, Literal, cast
+from typing import Annotated, Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
 
-from stillroom.codecs import Codec, require_signed
-from stillroom.codecs.tokens import TokenEncoder
+from stillroom.codecs import Codec, require_signed_as_given
+from stillroom.codecs.tokens import HUB, TokenEncoder
 from stillroom.data import LatentSpace, Source, sample
 from stillroom.match.alignment import marginal_cosine, marginal_distance, on_grid
 from stillroom.match.latents import unit_kl
@@ -56,7 +56,7 @@ from stillroom.recipes._drawing import (
 from stillroom.recipes._masking import Own, masked_preview, masked_terms, new_masked, new_vit, refuse_own
 from stillroom.recipes.codec import Squares, perceptual_of, require_whole_latents
 from stillroom.recipes.rae import bare, opened, require_patch
-from stillroom.settings import Count, NotNegative, Optimizer, Refusal, Share
+from stillroom.settings import Count, NotNegative, Optimizer, Place, Refusal, Share
 from stillroom.train import Average, Product, Recipe, Role, Stage
 from stillroom.train.world import pick_device
 
@@ -75,7 +75,7 @@ class Align:
 
 @dataclass(frozen=True, kw_only=True)
 class Settings(Squares):
-    encoder: str = "own"
+    encoder: Annotated[str, Place(names=("own", "conv", *HUB))] = "own"
     """`own`, `conv`, `dinov2`, `siglip2`, `mae`, a folder or hub id of one of transformers' vision models or of an
     AutoencoderRAE, or a run of train rae or of this recipe. A folder of one of those names is ./NAME."""
     latent: Count = 32
@@ -109,7 +109,7 @@ class Settings(Squares):
     kl: NotNegative = 0.0
     """Weight of KL(q(z | x) || N(0, 1)), summed over a picture's latents and divided by its numbers; at 0 there is no
     q, and z is a function of x."""
-    align: str = ""
+    align: Annotated[str, Place(names=tuple(HUB))] = ""
     """An encoder whose features the latents shall resemble, named as `encoder` is; none unless given."""
     alignment: Align = field(default_factory=Align)
     statistics_pictures: Count = 2048
@@ -185,6 +185,9 @@ class Tokenizer(Recipe):
                                       "decoder": decoder})
         self.example: Any = trunk_of(s.align, s.patch) if s.align else None
         if s.align:
+            if s.size % self.example.patch:
+                raise Refusal(f"align {s.align}: its tokens span {self.example.patch} pixels, which do not divide the "
+                              f"{s.size} of a picture; give another --size, or another encoder")
             self.example.to(self.device).requires_grad_(False).eval()
             self.learned["likeness"] = nn.Conv2d(s.latent, self.example.channels, 1, bias=False)        # W
         self.mean = Average(self.learned, s.average)
@@ -206,7 +209,7 @@ class Tokenizer(Recipe):
         return {"data": Kept(data)} if isinstance(data, Source) else sources
 
     def check(self, batch):
-        require_signed(batch["data"].x, self.data.name)
+        require_signed_as_given(self.data, batch["data"].x)
 
     def roles(self):
         s = self.settings

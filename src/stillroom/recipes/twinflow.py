@@ -64,8 +64,9 @@ class TwinFlow(Distillation):
     def __init__(self, settings: Settings, data=None):
         super().__init__(settings, data)
         self.settings = settings
-        if settings.batch < 4 * settings.accumulate:
-            raise Refusal(f"batch {settings.batch}: each micro-batch is parted into four; give 4 for each at least")
+        if settings.twin and settings.batch % (4 * settings.accumulate):
+            raise Refusal(f"batch {settings.batch}: every fourth sample is the network's own, in each micro-batch; "
+                          f"give a multiple of {4 * settings.accumulate}")
         self.student = self.begun()
         self.mean = self.follower(self.student)
         self.ends = Ends(self.flow, settings.teacher_samples, settings.seed) if data is None else None
@@ -94,10 +95,12 @@ class TwinFlow(Distillation):
 
     def losses(self, batch, turn):
         x, y = self.given(batch, turn)
-        s, n = self.settings, len(x) // 4 if self.settings.twin else 0      # n of its own samples, the rest of data
+        s = self.settings
+        own = torch.arange(len(x), device=x.device) % 4 == (0 if s.twin else 4)
+        n = int(own.sum())                                                  # of its own samples, the rest of data
         drop = s.drop if s.guidance != 1 else 0.0
-        share, x = n / len(x), x[n:]
-        y_own, y = (None, None) if y is None else (y[:n], self.dropped(y[n:], drop, turn))
+        share, x = n / len(x), x[~own]
+        y_own, y = (None, None) if y is None else (y[own], self.dropped(y[~own], drop, turn))
         t, r = self.pairs(len(x), turn)
         eps = turn.randn(x)
         x_t = self.student.path.noise(x, t, eps)
@@ -110,15 +113,14 @@ class TwinFlow(Distillation):
         if n:
             terms["twin"] = share * self.tracked(n, y_own, turn)
         if n and turn.step >= s.wait:
-            m = len(x) // 3                                                  # of end to end
-            terms["gap"] = s.twin * self.moved(x_t[:m], f[:m], None if y is None else y[:m], turn)
+            terms["gap"] = s.twin * self.moved(x_t[::3], f[::3], None if y is None else y[::3], turn)
         return {"student": terms}
 
     def pairs(self, count: int, turn) -> tuple[Tensor, Tensor]:
-        """[B] times t and r: a third each end to end, near, and any."""
-        t, u, third = turn.draw(self.times, count), turn.rand((count,)), count // 3
-        u[third : 2 * third] *= NEAREST
-        t[:third], u[:third] = 1, 1
+        """[B] times t and r: a third each end to end, near, and any, in turn."""
+        t, u = turn.draw(self.times, count), turn.rand((count,))
+        u[1::3] *= NEAREST
+        t[::3], u[::3] = 1, 1
         return t, t * (1 - u)
 
     def guided(self, v: Tensor, x_t: Tensor, t: Tensor, y: Tensor | None) -> Tensor:

@@ -13,11 +13,22 @@ from stillroom.settings.fill import (
     to_mapping,
     to_toml,
 )
-from stillroom.settings.limits import Count, Decay, Natural, NotNegative, Positive, Share, Where, Within
+from stillroom.settings.limits import (
+    Count,
+    Decay,
+    Natural,
+    NotNegative,
+    Place,
+    Positive,
+    Share,
+    Where,
+    Within,
+    expanded,
+)
 from stillroom.settings.seeds import seed_of
 
 __all__ = [
-    "Count", "Decay", "Images", "Natural", "NotNegative", "Optimizer", "Positive", "Refusal", "Run", "Share", "Where",
-    "Within", "absent", "checked", "fit", "from_mapping", "from_toml", "nearest", "read_toml", "required", "seed_of",
-    "to_mapping", "to_toml",
+    "Count", "Decay", "Images", "Natural", "NotNegative", "Optimizer", "Place", "Positive", "Refusal", "Run", "Share",
+    "Where", "Within", "absent", "checked", "expanded", "fit", "from_mapping", "from_toml", "nearest", "read_toml",
+    "required", "seed_of", "to_mapping", "to_toml",
 ]

@@ -2,7 +2,10 @@
 
 import typing
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any
+
+from stillroom.settings.errors import Refusal
 
 
 @dataclass(frozen=True)
@@ -25,7 +28,19 @@ class Within:
 
 @dataclass(frozen=True)
 class Place:
-    """A path or a name: the command line makes it absolute where a file or folder of that name is there."""
+    """A path or a name: the command line makes it absolute where a file or folder of that name is there, unless it is
+    one of `names`, which mean something else. `after`: a regular expression of what may stand before it."""
+
+    names: tuple[str, ...] = ()
+    after: str = ""
+
+
+def expanded(place: str | Path) -> Path:
+    """With ~ and ~USER as the folders that they stand for."""
+    try:
+        return Path(place).expanduser()
+    except RuntimeError as error:
+        raise Refusal(f"{place}: nobody of that name has a folder here; give the path") from error
 
 
 Count = Annotated[int, Within(1)]

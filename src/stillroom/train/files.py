@@ -37,8 +37,9 @@ def file_written_atomically(path: Path) -> Iterator[Path]:
         sync(path.parent)
     except BaseException as error:
         new.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise Refusal(f"{path} could not be written: {error.strerror}; free some space and go on") from error
+        if _is_disk(error):
+            raise Refusal(f"{path} could not be written: {reason_of(error)}; free some space, or give another "
+                          "place") from error
         raise
 
 
@@ -69,14 +70,18 @@ def folder_written_atomically(path: Path) -> Iterator[Path]:
     except BaseException as error:
         shutil.rmtree(new, ignore_errors=True)
         if _is_disk(error):
-            reason = getattr(error, "strerror", None) or str(error)
-            raise Refusal(f"{path} could not be written: {reason}; what was there before is untouched") from error
+            raise Refusal(f"{path} could not be written: {reason_of(error)}; what was there before is "
+                          "untouched") from error
         raise
 
 
 def _is_disk(error: BaseException) -> bool:
     # safetensors reports a full disk as its own error, with the system's words in the text
     return isinstance(error, OSError) or type(error).__name__ == "SafetensorError"
+
+
+def reason_of(error: BaseException) -> str:
+    return getattr(error, "strerror", None) or str(error)
 
 
 def sha256(path: Path) -> str:

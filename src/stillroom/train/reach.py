@@ -15,6 +15,8 @@ LOOKS = (0, 1, 2, 5, 10, 20, 50, 99)
 
 def require_connected(losses: Mapping[str, Terms], step: int) -> None:
     for name, terms in losses.items():
+        if not terms:
+            raise Refusal(f"role {name}: there is no term at step {step}, so that it learns nothing")
         for term, value in terms.items():
             if not value.requires_grad:
                 raise Refusal(f"role {name}: term {term} carries no gradient at step {step}: it was cut")

@@ -72,8 +72,9 @@ class Turn:
         return self._draw(torch.rand, like, shared)
 
     def draw(self, law: Law, count: int | None = None) -> Tensor:
-        """[B] times from a time law."""
-        return law.quantile(self.rand((self.batch if count is None else count,)))
+        """[B] times from a time law, none at its very end: a draw of exactly 0, one in 2^24, would ask for clean data,
+        where some paths' derivatives are infinite."""
+        return law.quantile(self.rand((self.batch if count is None else count,)).clamp(min=2**-25))
 
     def tell(self, name: str, value: Tensor) -> None:
         """A measurement that is no loss, for the metrics: `group/what`."""

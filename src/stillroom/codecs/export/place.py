@@ -17,7 +17,8 @@ def require_equal(codec: Codec, encode: Callable[[Tensor], Tensor], decode: Call
                   tolerance: float = 1e-5) -> None:
     """What was written answers as the codec does; the tolerance is relative to the answers' range."""
     f, random = codec.space.factor, torch.Generator().manual_seed(0)
-    x = torch.rand(2, 3, 6 * f, 8 * f, generator=random) * 2 - 1
+    high, wide = getattr(codec.encoder, "places", (6, 8))
+    x = torch.rand(2, 3, high * f, wide * f, generator=random) * 2 - 1
     z = codec.encode(x)
     for name, mine, theirs in (("latents", z, encode(x)), ("pictures", codec.decode(z), decode(z))):
         error = float((mine - theirs).abs().max() / (mine.max() - mine.min()).clamp(min=1e-12))
