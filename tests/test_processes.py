@@ -1,4 +1,5 @@
-"""Two processes over gloo see what one would: the same losses and weights to 1e-6 after 20 steps."""
+"""Two processes over gloo see what one would: the same losses and weights to 1e-6 after 20 steps. Recipes leave the
+same product sharded as not."""
 
 import os
 import subprocess
@@ -7,10 +8,18 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
+from torch import nn
 
-from stillroom.train import load_product
+from stillroom.codecs import Codec
+from stillroom.data import LatentSpace
+from stillroom.settings import Optimizer, Refusal
+from stillroom.train import Role, load_product, loop
 from stillroom.train.folder import read_rows
+from stillroom.train.shard import shard
+from stillroom.train.world import World
 from three_roles import Generator  # noqa: F401  (its product names this class)
+from two_processes import CASES, SPREAD, run, save_teacher
 
 HERE = Path(__file__).parent
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
@@ -20,11 +29,18 @@ ACCELERATE = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--nu
               "--main_process_port", "0"]
 
 
-def launch(launcher, out, how):
+TWO = World(0, 2, torch.device("cpu"))
+
+
+def started(launcher, *arguments):
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run([*launcher, str(HERE / "two_processes.py"), str(out), how], env=environment, cwd=HERE,
+    done = subprocess.run([*launcher, str(HERE / "two_processes.py"), *map(str, arguments)], env=environment, cwd=HERE,
                           capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def launch(launcher, out, how):
+    started(launcher, out, how)
     parts = load_product(out).parts
     rows = [{k: v for k, v in r.items() if "/" in k} for r in read_rows(out / "metrics.jsonl")]
     return {**parts["generator"].state_dict(), "bank": parts["bank"]}, rows
@@ -43,3 +59,55 @@ def test_two_processes_equal_one(tmp_path, alone, launcher, how):
         assert torch.allclose(weights[name], expected, rtol=0, atol=1e-6), name
     for row, expected in zip(rows, alone[1], strict=True):
         assert row == pytest.approx(expected, abs=1e-5, rel=1e-5)
+
+
+def weights(place):
+    parts = load_product(place).parts
+    return {f"{part}.{name}": x for part, held in parts.items()
+            for name, x in (held.state_dict() if isinstance(held, nn.Module) else {"": held}).items()}
+
+
+def assert_same(place, expected):
+    found, expected = weights(place), weights(expected)
+    assert found.keys() == expected.keys()
+    for name, x in expected.items():
+        assert torch.allclose(found[name], x, rtol=0, atol=1e-6), name
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory):
+    save_teacher(place := tmp_path_factory.mktemp("teacher") / "flow")
+    return place
+
+
+@pytest.fixture(scope="module")
+def whole(teacher, tmp_path_factory):
+    """Runs that are not sharded, each once."""
+    out, done = tmp_path_factory.mktemp("whole"), {}
+    return lambda case: done.get(case) or done.setdefault(case, run(case, out / case, teacher, shard=False))
+
+
+@pytest.fixture
+def mesh_of_one(monkeypatch):
+    """One process stands for two: what is sharded is as little whole between forwards."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    monkeypatch.setattr(loop, "shard", lambda roles, world: shard(roles, TWO))
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_recipes_leave_the_same_product_sharded(tmp_path, mesh_of_one, teacher, whole, case):
+    assert_same(run(case, tmp_path / "run", teacher, shard=True), whole(case))
+
+
+def test_recipes_leave_the_same_product_sharded_over_two_processes(tmp_path, teacher, whole):
+    started(TORCHRUN, tmp_path, "recipes", teacher)
+    for case in SPREAD:
+        assert_same(tmp_path / case, whole(case))
+
+
+def test_weights_that_cannot_be_sharded_are_refused():
+    codec = Codec(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 3, 3), LatentSpace(4, 1, (0.0,) * 4, (1.0,) * 4))
+    with pytest.raises(Refusal, match="role model: its weights lie channels last"):
+        shard({"model": Role(codec, Optimizer(lr=0.1))}, TWO)

@@ -12,7 +12,7 @@ from stillroom.data import Pairs, Tensors, open_source, sample, write_pairs
 from stillroom.nets import buildable
 from stillroom.nets.coding import Decoder, Encoder
 from stillroom.recipes import encoder as encoder_recipe
-from stillroom.recipes.codec import FromScratch
+from stillroom.recipes.codec import FACTORS, FromScratch
 from stillroom.recipes.decoder import DecoderDistillation
 from stillroom.recipes.encoder import EncoderDistillation, Weights, answering, new_student
 from stillroom.settings import Images, Optimizer, Refusal
@@ -98,6 +98,15 @@ def test_60_steps_beat_the_mean_picture_and_latents_come_out_normalised(x, tmp_p
     assert torch.allclose(flat.mean(1), torch.zeros(8), atol=1e-4)
     assert torch.allclose(flat.std(1), torch.ones(8), atol=1e-3)
     assert codec.posterior(x).logvar is not None
+
+
+@pytest.mark.parametrize("factor", FACTORS)
+def test_students_span_as_many_pixels_as_their_teachers(factor):
+    """Of Stable Diffusion, Flux and Sana, whose latents span 8, 16 and 32 of them."""
+    encoder, decoder = Encoder(4, 8, FACTORS[factor]), Decoder(4, 8, FACTORS[factor][::-1])
+    z = encoder(torch.zeros(1, 3, 64, 64))
+    assert z.shape == (1, 4, 64 // factor, 64 // factor) and decoder(z).shape == (1, 3, 64, 64)
+    assert encoder.factor == decoder.factor == factor
 
 
 def test_normalising_moves_no_reconstruction(x):

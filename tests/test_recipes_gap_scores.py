@@ -21,6 +21,7 @@ from stillroom.recipes.swiftbrush import SwiftBrush
 from stillroom.settings import Optimizer, Refusal, from_mapping
 from stillroom.train import Silent, load_product, resume, start
 from stillroom.train.loop import Trainer
+from stillroom.train.world import World
 from test_recipes_onestep import PLAIN, POINTS, RATE, clusters, far
 
 GIVEN = {"batch": 64, "student": RATE, "score": Optimizer(lr=2e-3, clip=1.0), "average": 0.98, **PLAIN}
@@ -378,3 +379,29 @@ def test_swiftbrush_says_why_it_has_not_what_its_like_have(name):
     with pytest.raises(Refusal, match=f"'{name}' is not a setting: SwiftBrush .*leave it out"):
         from_mapping(SwiftBrush.Settings, {"out": "x", "teacher": "y", name: "z"}, "settings")
     assert not {"data", "size", "adversarial", "teacher_samples"} & set(SwiftBrush.Settings.__dataclass_fields__)
+
+
+# ---- teachers whose classes are all there is ----
+
+
+@pytest.mark.parametrize(("recipe", "more"), [
+    (SwiftBrush, {}), (SiD, {}), (DMD, {"adversarial": ANCHOR, "teacher_samples": 8}),
+], ids=["swiftbrush", "sid", "dmd"])
+def test_a_teacher_without_a_null_class_is_asked_for_classes_alone(tmp_path, recipe, more):
+    diffusers = pytest.importorskip("diffusers")
+    net = diffusers.UNet2DModel(
+        sample_size=8, in_channels=3, out_channels=3, block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4,
+        down_block_types=("DownBlock2D", "AttnDownBlock2D"), up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+        attention_head_dim=8, num_class_embeds=4)
+    shaken(net, "")
+    net.save_pretrained(tmp_path / "teacher/unet")
+    diffusers.DDPMScheduler(prediction_type="v_prediction").save_pretrained(tmp_path / "teacher/scheduler")
+    made_so, given = made(recipe, tmp_path / "run", str(tmp_path / "teacher"), batch=8, steps=2, **more)
+    trainer = Trainer(made_so, given, {}, World(0, 1, torch.device("cpu")), watch=Silent())
+    for _ in steps_of(trainer, 2):
+        pass
+
+
+def test_a_plan_finds_samples_of_some_spread_where_the_teachers_are_not_drawn_yet(tmp_path, teacher):
+    recipe, _ = made(DMD, tmp_path / "run", teacher, adversarial=ANCHOR)
+    assert recipe.ends is not None and float(recipe.ends.ends.std()) > 0.5

@@ -1,13 +1,41 @@
-"""Run by a launcher in tests/test_processes.py: the three roles, sharded or copied."""
+"""Run by a launcher in tests/test_processes.py: the three roles, sharded or copied, or recipes that were found broken
+when they were sharded."""
 
 import sys
 from pathlib import Path
 
-from stillroom.train import Silent, start
+import torch
+
+from stillroom.data import Tensors
+from stillroom.flows import Denoiser, Flow
+from stillroom.nets import MLP
+from stillroom.paths import Linear
+from stillroom.recipes import find
+from stillroom.recipes._adversary import Adversarial
+from stillroom.settings import Optimizer
+from stillroom.train import Product, Silent, start
+from stillroom.train.product import save_product
+from stillroom.train.world import open_world
 from three_roles import Settings, ThreeRoles, points
 
-out, shard = Path(sys.argv[1]), sys.argv[2] == "shard"
-settings = Settings(out=out, steps=20, precision="float32", log_every=1, checkpoint_every=10, shard=shard)
+# Moves weights by far more than the tests allow for rounding, which Adam would make much of where gradients vanish.
+FAST = Optimizer(lr=0.05, name="sgd", clip=1.0)
+HEADS = Adversarial(weight=1.0, head=FAST)
+CASES = {
+    "dmd": ("dmd", {"student": FAST, "score": FAST, "every": 2}),
+    "dmd, heads": ("dmd", {"student": FAST, "score": FAST, "adversarial": HEADS}),
+    "dmd, heads on what learns": ("dmd", {"student": FAST, "score": FAST, "adversarial": HEADS, "fake_lora": 2}),
+    "sid, heads on what learns": ("sid", {"student": FAST, "score": FAST, "adversarial": HEADS}),
+    "boot": ("boot", {"student": FAST}),
+    "gdd": ("gdd", {"student": FAST, "critic": FAST, "lazy": 2, "width": 16}),
+    "sds": ("sds", {"particles": FAST, "conditional": True}),
+    "vsd": ("vsd", {"particles": FAST, "score": FAST, "conditional": True, "fake": "lora", "rank": 2}),
+    "msd": ("msd", {"student": FAST, "students": 2}),
+    "msd, smaller": ("msd", {"student": FAST, "students": 2, "width": 8, "match_steps": 2, "matching": FAST}),
+    "endpoint": ("endpoint", {"student": FAST, "pairs": 16, "teacher_steps": 2}),
+    "drifting": ("drifting", {"student": FAST, "data": "clusters", "size": 1, "support": 4, "bank": 8, "groups": 4}),
+}
+SPREAD = ("dmd, heads on what learns", "gdd", "sds", "msd, smaller")     # over two processes too
 
 
 class NoDropout(ThreeRoles):
@@ -19,4 +47,36 @@ class NoDropout(ThreeRoles):
         self.mean.module.net[2].p = 0.0
 
 
-start(NoDropout, settings, "three", {"data": points()}, Silent())
+def save_teacher(place: Path) -> None:
+    """Of random weights: what is asked is whether two runs agree, and not whether they learn."""
+    draw = torch.Generator().manual_seed(1)
+    net = MLP(2, 16, 2, classes=4)
+    for p in net.parameters():
+        p.data = 0.3 * torch.randn(p.shape, generator=draw)
+    flow = Flow(Denoiser(net, Linear(), "v"), (2,), "heun", 4)
+    save_product(Product("flow", {"flow": flow}, {"shape": [2], "classes": 4}), place)
+
+
+def run(case: str, out: Path, teacher: Path, shard: bool) -> Path:
+    """A few steps of a recipe, without the gate, which such a teacher would not pass."""
+    name, told = CASES[case]
+    recipe = find(name)
+    ungated = type(recipe.__name__, (recipe,), {"check": lambda self, batch: None})
+    few = {"teacher_samples": 16} if hasattr(recipe.Settings, "teacher_samples") else {}
+    settings = recipe.Settings(**{"out": out, "teacher": str(teacher), "steps": 4, "batch": 16, "precision": "float32",
+                                  "device": "cpu", "log_every": 1, "shard": shard, **few, **told})
+    data = Tensors(torch.randn(64, 2, generator=torch.Generator().manual_seed(2)), torch.arange(64) % 4)
+    start(ungated, settings, name, {"data": data} if "data" in told else None, Silent())
+    return out
+
+
+if __name__ == "__main__":
+    out, how = Path(sys.argv[1]), sys.argv[2]
+    if how == "recipes":
+        with open_world("cpu"):
+            for case in SPREAD:
+                run(case, out / case, Path(sys.argv[3]), shard=True)
+    else:
+        settings = Settings(out=out, steps=20, precision="float32", log_every=1, checkpoint_every=10,
+                            shard=how == "shard")
+        start(NoDropout, settings, "three", {"data": points()}, Silent())
