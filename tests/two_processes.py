@@ -33,7 +33,8 @@ CASES = {
     "msd": ("msd", {"student": FAST, "students": 2}),
     "msd, smaller": ("msd", {"student": FAST, "students": 2, "width": 8, "match_steps": 2, "matching": FAST}),
     "endpoint": ("endpoint", {"student": FAST, "pairs": 16, "teacher_steps": 2}),
-    "drifting": ("drifting", {"student": FAST, "data": "clusters", "size": 1, "support": 4, "bank": 8, "groups": 4}),
+    "drifting": ("drifting", {"student": FAST, "data": "clusters", "size": 1, "support": 4, "bank": 8, "groups": 4,
+                              "early": 0.5}),
 }
 SPREAD = ("dmd, heads on what learns", "gdd", "sds", "msd, smaller")     # over two processes too
 

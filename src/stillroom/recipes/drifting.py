@@ -38,6 +38,7 @@ from stillroom.nets.bank import Bank
 from stillroom.recipes import flow as flows
 from stillroom.settings import Count, Decay, NotNegative, Optimizer, Positive, Refusal, Share, Where, nearest, seed_of
 from stillroom.train import Average, Product, Recipe, Role, Stage, load_product
+from stillroom.train.checkpoint import full
 from stillroom.train.teacher import frozen, open_teacher_of, part_of
 
 LOOKS, CONTRACTED = 10, 0.7
@@ -345,7 +346,7 @@ class Drifting(Recipe):
         self.bank.push(turn.gather(x), None if y is None else turn.gather(y))
         s = self.settings
         if self.early is not None and turn.step == min(int(s.early * s.steps), s.steps - 1):
-            self.early.module.load_state_dict(self.mean.module.state_dict())
+            self.early.module.load_state_dict({k: full(v) for k, v in self.mean.module.state_dict().items()})
 
     def preview(self):
         return {"samples": cast(OneStep, self.mean.module).sample(64)}

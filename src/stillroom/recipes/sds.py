@@ -25,6 +25,7 @@ from stillroom.nets.particles import Particles, labels_of
 from stillroom.paths import Uniform
 from stillroom.settings import NotNegative, Optimizer, Refusal, Run, Share, Where
 from stillroom.train import Product, Recipe, Role, Stage
+from stillroom.train.checkpoint import full
 from stillroom.train.teacher import open_teacher
 
 
@@ -83,7 +84,7 @@ class SDS(Recipe):
         return {"particles": {"gap": gap(x, fake=x.detach(), real=real, weight=c.alpha * c.sigma)}}
 
     def preview(self):
-        return {"particles": self.particles.x.detach()}
+        return {"particles": full(self.particles.x.detach())}
 
     def product(self):
         points = self.particles.x.detach()

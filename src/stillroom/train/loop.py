@@ -29,7 +29,7 @@ from stillroom.train.product import save_product
 from stillroom.train.reach import Reach, require_connected
 from stillroom.train.recipe import Recipe, Role, Terms, mean_backward, parts_of
 from stillroom.train.schedule import Schedule
-from stillroom.train.shard import shard
+from stillroom.train.shard import gathered, is_sharded, shard
 from stillroom.train.turn import Noise, Turn
 from stillroom.train.watch import Silent, Watch
 from stillroom.train.world import World
@@ -171,11 +171,13 @@ class Trainer:
 
     def backward_alone(self, learner: Learner, terms: Terms, turn: Turn) -> None:
         """FSDP2 hangs gradients on gathered copies, which `inputs` cannot name: what leaks to other roles is undone."""
-        others = [p for w in self.learners.values() if w is not learner for p in w.parameters.values()]
+        mine = {id(p) for p in learner.parameters.values()}     # another role may learn them in its own turns
+        others = [p for w in self.learners.values() for p in w.parameters.values() if id(p) not in mine]
         before = [p.grad for p in others]
         for p in others:
             p.grad = None
-        learner.role.backward(terms, None, turn)
+        with gathered(self.roles.values()):
+            learner.role.backward(terms, None, turn)
         for p, gradient in zip(others, before, strict=True):
             p.grad = gradient
 
@@ -196,8 +198,7 @@ class Trainer:
             self.say(turn.notes)
         learners = [self.learners[n] for n in self.roles if n in due]
         for learner in learners:
-            if not self.settings.shard:
-                self.world.average_gradients(list(learner.parameters.values()))
+            self.world.average_gradients([p for p in learner.parameters.values() if not is_sharded(p)])
         norms = {learner.name: learner.gradient_norm() for learner in learners}
         means = [parts[0] if len(parts) == 1 else torch.stack(parts).mean() for parts in totals.values()]
         if means and self.world.size > 1:
