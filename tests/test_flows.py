@@ -82,7 +82,7 @@ def test_hidden_features_are_those_of_the_named_modules():
     found = net.hidden(x, t, at=("enter", "layers.1"))
     assert set(found) == {"enter", "layers.1"} and torch.equal(found["enter"], net.net.enter(x))  # pyright: ignore
     assert not any(m._forward_hooks for m in net.modules())  # and nothing stays hooked
-    with pytest.raises(AttributeError):
+    with pytest.raises(Refusal):
         net.hidden(x, t, at=("layers.7",))
     assert not any(m._forward_hooks for m in net.modules())
 
