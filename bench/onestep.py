@@ -25,7 +25,7 @@ from commands import cifar, command
 from compare import HERE, finite, machine
 from stillroom.codecs import Codec
 from stillroom.data import Source, open_source
-from stillroom.flows import Flow, OneStep
+from stillroom.flows import Flow
 from stillroom.measure import panel, trajectories
 from stillroom.paths import uniform_grid
 from stillroom.recipes.consistency import Consistency
@@ -118,7 +118,8 @@ def distilled(recipe: type, settings: dict[str, Any], out: Path, judge: Judge) -
             super().after(batch, turn)
             if turn.step + 1 in LOOKS:
                 now = time.perf_counter()
-                z = cast(OneStep, self.mean.module).sample(N, SEED)
+                made = self.generator() if hasattr(self, "generator") else self.mean.module
+                z = made.sample(N, SEED)
                 rows.append({"step": turn.step + 1, "seconds": now - begun - looking} | judge.seen(z))
                 looking += time.perf_counter() - now
 

@@ -345,7 +345,7 @@ def test_files_that_are_no_statistics(tmp_path, write, line):
     (broken(x=np.zeros((4, 3), int)), "samples are floats"),
     (broken(arr_0=np.zeros((4, 3), np.uint8)), "uint8"),
     (broken(x=np.zeros((4, 3)), y=np.zeros(3)), "labels of shape"),
-    (broken(x=np.zeros((4, 3)), card=np.array("{")), "not JSON"),
+    (broken(x=np.zeros((4, 3)), card=np.array("{")), "not a record in JSON"),
 ])
 def test_files_that_are_no_samples(tmp_path, write, line):
     write(tmp_path / "x.npz")

@@ -8,6 +8,7 @@ import multiprocessing
 import shutil
 import signal
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -50,6 +51,10 @@ def shared_place() -> Path:
     folder = tempfile.mkdtemp(prefix="stillroom-claim-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return Path(folder)
+
+
+LOOK = 0.2
+"""Seconds between looks for whether to stop."""
 
 
 def idle(recipe: type, *roles: str) -> type:
@@ -122,6 +127,22 @@ def workers(jobs: int) -> Iterator[ProcessPoolExecutor]:
                 process.kill()      # SIGTERM would end one training, and begin what is next
 
 
+@contextmanager
+def stop_between_looks() -> Iterator[Callable[[], bool]]:
+    """Whether Ctrl-C or SIGTERM has come. Raised wherever it comes, it may leave a lock of the pool taken, for which
+    the end of the pool then waits for ever."""
+    asked: list[int] = []
+    before: dict[int, Any] = {}
+    if threading.current_thread() is threading.main_thread():       # which alone may set handlers, and hears of them
+        before = {s: signal.signal(s, lambda number, _frame: asked.append(number))
+                  for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: bool(asked)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def submitted(pool: ProcessPoolExecutor, claim: Claim, data: str, tasks: Sequence[Task],
               quick: bool) -> dict[Future[Outcome], Task]:
     """Workers inherit that Ctrl-C is blocked: it is this process that answers it, for all."""
@@ -140,12 +161,14 @@ def carried_out(claim: Claim, data: str, tasks: Sequence[Task], quick: bool,
         yield from ((task, timed(claim, task, quick)) for task in tasks)
         return
     try:
-        with workers(jobs) as pool:
+        with stop_between_looks() as asked, workers(jobs) as pool:
             left = submitted(pool, claim, data, tasks, quick)
             while left:
-                ended, _ = wait(left, return_when=FIRST_COMPLETED)
+                ended, _ = wait(left, LOOK, return_when=FIRST_COMPLETED)
                 for future in sorted(ended, key=lambda f: f.exception() is not None):   # a failure last, to lose none
                     yield left.pop(future), future.result()
+                if asked():
+                    raise KeyboardInterrupt
     except BrokenProcessPool:
         raise Refusal(f"claim {claim.name}: one of its {jobs} processes was killed, perhaps for want of memory; the "
                       "same command goes on, and takes less memory with a smaller --jobs") from None
