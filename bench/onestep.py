@@ -128,6 +128,20 @@ def distilled(recipe: type, settings: dict[str, Any], out: Path, judge: Judge) -
     return rows
 
 
+def once(file: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What it made, or what the file kept of that."""
+    if not file.exists():
+        file.write_text(json.dumps(finite(make())))
+    return json.loads(file.read_text())
+
+
+def of_teacher(flow: Flow, judge: Judge, encoded: Tensor) -> dict[str, Any]:
+    noise = torch.randn(256, *flow.shape, generator=torch.Generator().manual_seed(SEED))
+    bends = trajectories(lambda x, t: flow.denoiser.v(x, t, flow.labels(0, 256)), noise, uniform_grid(50))
+    return {"floors": judge.floors(encoded), "straightness": bends.straightness,
+            "teacher": {str(k): judge.seen(flow.sample(N, SEED, steps=k)) for k in (50, 18, 8, 2, 1)}}
+
+
 def median_seconds(run: Callable[[], object], rounds: int = 5) -> float:
     taken = []
     for _ in range(rounds):
@@ -152,11 +166,8 @@ def measured(space: str, place: Path) -> dict[str, Any]:
     flow, held = load(taught), opened(str(encoded))
     assert isinstance(flow, Flow)
     result: dict[str, Any] = {"command": f"python bench/onestep.py {space} --place FOLDER", "machine": machine(),
-                              "latents": list(flow.shape), "floors": judge.floors(held.fetch(range(N), 0).x)}
-    result["teacher"] = {k: judge.seen(flow.sample(N, SEED, steps=k)) for k in (50, 18, 8, 2, 1)}
-    noise = torch.randn(256, *flow.shape, generator=torch.Generator().manual_seed(SEED))
-    result["straightness"] = trajectories(lambda x, t: flow.denoiser.v(x, t, flow.labels(0, 256)), noise,
-                                          uniform_grid(50)).straightness
+                              "latents": list(flow.shape)}
+    result |= once(place / "taught.json", lambda: of_teacher(flow, judge, held.fetch(range(N), 0).x))
     print(json.dumps(finite(result)), flush=True)
     result["students"] = {}
     for name, (recipe, settings) in students(str(taught), str(latents), str(features)).items():
