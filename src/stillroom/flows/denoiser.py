@@ -73,23 +73,29 @@ class Denoiser(Denoises):
         """Outputs of the named modules of the network, in one forward; of several outputs the last, which in blocks of
         joint attention is the picture's."""
         found: dict[str, Tensor] = {}
-        known = [name for name, _ in self.net.named_modules() if name]
-        if missing := [name for name in at if name not in known]:
-            raise Refusal(f"layers: the network has no module {missing[0]!r}{nearest(missing[0], known)}")
 
         def keep(name):
             return lambda _module, _inputs, out: found.__setitem__(name, out[-1] if isinstance(out, tuple) else out)
 
-        hooks = [self.net.get_submodule(name).register_forward_hook(keep(name)) for name in at]
+        hooks = [part_of(self.net, name).register_forward_hook(keep(name)) for name in at]
         try:
             self(x_t, t, y)
         finally:
             for hook in hooks:
                 hook.remove()
         if silent := [name for name in at if name not in found]:
+            inside = [f"{silent[0]}.{name}" for name, _ in part_of(self.net, silent[0]).named_children()]
             raise Refusal(f"layers: the network never asks {silent[0]!r} itself, which has no output then; name a part "
-                          f"of it, {next((name for name in known if name.startswith(silent[0] + '.')), 'a layer')}")
+                          f"of it, {', '.join(inside[:1]) or 'a layer'}")
         return found
+
+
+def part_of(net: nn.Module, name: str) -> nn.Module:
+    try:
+        return net.get_submodule(name)
+    except AttributeError:
+        known = [known for known, _ in net.named_modules() if known]
+        raise Refusal(f"layers: the network has no module {name!r}{nearest(name, known)}") from None
 
 
 @buildable

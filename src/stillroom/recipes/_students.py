@@ -94,8 +94,8 @@ class Ends:
         self.labels, self.count, self.guidance, self.steps = flow.labels(0, count), count, guidance, steps
         self.seed = seed_of(seed, "ends")       # not the noises that a user draws with, which would be known by heart
         self.noises, self.ends = torch.zeros(2, count, *flow.shape)
-        for held in (self.noises, self.ends):       # until they are followed, as a plan leaves it: of some spread
-            held.copy_(noise_of(flow.shape, 0, count, self.seed))
+        self.noises.copy_(noise_of(flow.shape, 0, count, self.seed))
+        self.ends.copy_(self.noises)        # until they are followed, as a plan leaves it: of some spread
 
     def follow(self) -> None:
         assert self.flow is not None

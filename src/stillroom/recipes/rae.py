@@ -107,12 +107,13 @@ def opened(name: str, patch: int) -> tuple[nn.Module, LatentSpace | None]:
     """The encoder's half; and its latent space, where others decode its latents already. `patch` is for encoders that
     are brought to any."""
     place = expanded(name)
+    home = place if place.is_dir() else name        # or the hub's name
     if name in HUB:
         return token_encoder(name, patch), None
     if is_ours(place):
         codec = part_of(place, "codec")
-    elif is_rae(read_json(local_folder(place if place.is_dir() else name, ("config.json",)) / "config.json")):
-        codec = from_diffusers(place if place.is_dir() else name)
+    elif is_rae(read_json(local_folder(home, ("config.json",)) / "config.json")):
+        codec = from_diffusers(home)
     else:
         return token_encoder(name, patch), None
     if isinstance(codec.encoder, Projected):

@@ -96,7 +96,7 @@ class TwinFlow(Distillation):
     def losses(self, batch, turn):
         x, y = self.given(batch, turn)
         s = self.settings
-        own = torch.arange(len(x), device=x.device) % 4 == (0 if s.twin else 4)
+        own = (torch.arange(len(x), device=x.device) % 4 == 0) & (s.twin > 0)
         n = int(own.sum())                                                  # of its own samples, the rest of data
         drop = s.drop if s.guidance != 1 else 0.0
         share, x = n / len(x), x[~own]
