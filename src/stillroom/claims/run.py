@@ -8,7 +8,6 @@ import multiprocessing
 import shutil
 import signal
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -25,6 +24,7 @@ from stillroom.claims import find
 from stillroom.claims.claim import Claim, verdict
 from stillroom.claims.kept import Kept, Outcome, Task, part_of
 from stillroom.settings import Refusal
+from stillroom.train.asked import asked_to_stop
 from stillroom.train.files import write_atomically
 from stillroom.train.folder import machine, now
 from stillroom.train.loop import Interrupted
@@ -127,22 +127,6 @@ def workers(jobs: int) -> Iterator[ProcessPoolExecutor]:
                 process.kill()      # SIGTERM would end one training, and begin what is next
 
 
-@contextmanager
-def stop_between_looks() -> Iterator[Callable[[], bool]]:
-    """Whether Ctrl-C or SIGTERM has come. Raised wherever it comes, it may leave a lock of the pool taken, for which
-    the end of the pool then waits for ever."""
-    asked: list[int] = []
-    before: dict[int, Any] = {}
-    if threading.current_thread() is threading.main_thread():       # which alone may set handlers, and hears of them
-        before = {s: signal.signal(s, lambda number, _frame: asked.append(number))
-                  for s in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield lambda: bool(asked)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
 def submitted(pool: ProcessPoolExecutor, claim: Claim, data: str, tasks: Sequence[Task],
               quick: bool) -> dict[Future[Outcome], Task]:
     """Workers inherit that Ctrl-C is blocked: it is this process that answers it, for all."""
@@ -161,7 +145,8 @@ def carried_out(claim: Claim, data: str, tasks: Sequence[Task], quick: bool,
         yield from ((task, timed(claim, task, quick)) for task in tasks)
         return
     try:
-        with stop_between_looks() as asked, workers(jobs) as pool:
+        # Raised wherever it comes, Ctrl-C may leave a lock of the pool taken, for which its end then waits for ever.
+        with asked_to_stop() as asked, workers(jobs) as pool:
             left = submitted(pool, claim, data, tasks, quick)
             while left:
                 ended, _ = wait(left, LOOK, return_when=FIRST_COMPLETED)

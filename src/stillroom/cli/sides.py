@@ -5,7 +5,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,7 +21,7 @@ from stillroom.data import (
     open_source,
     signed_picture,
 )
-from stillroom.data.mixed import mixture
+from stillroom.data.mixed import mixed_name, mixture
 from stillroom.data.open import is_known, parted, placed
 from stillroom.data.tables import Rows
 from stillroom.flows import Mixture
@@ -186,14 +185,15 @@ def test_split_of(spec: str) -> str | None:
     Several that lack one are refused: items come round in a mixture, so that a part of it that is set aside holds
     copies of the rest."""
     parts = mixture(spec, is_known)
-    beside = [(share, split_beside(name)) for share, name in parts]
     if len(parts) == 1:
-        return beside[0][1]
-    if alone := [name for (_, name), (_, other) in zip(parts, beside, strict=True) if other is None]:
-        raise Refusal(f"data {spec!r}: {alone[0]} has no test split, and of a mixture no part is set aside: give fresh "
-                      "data: --heldout DATA")
-    weights = ["" if share == 1 else f"{np.format_float_positional(share, trim='-')}*" for share, _ in beside]
-    return "+".join(f"{weight}{other}" for weight, (_, other) in zip(weights, beside, strict=True))
+        return split_beside(parts[0][1])
+    found = list[tuple[float, str]]()
+    for share, name in parts:
+        if (other := split_beside(name)) is None:
+            raise Refusal(f"data {spec!r}: {name} has no test split, and of a mixture no part is set aside: give fresh "
+                          "data: --heldout DATA")
+        found.append((share, other))
+    return mixed_name(found)
 
 
 def split_beside(spec: str) -> str | None:

@@ -4,7 +4,6 @@ import dataclasses
 import inspect
 import os
 import re
-from decimal import Decimal
 from pathlib import Path
 
 from stillroom import recipes
@@ -91,7 +90,7 @@ def anchored(settings: Run) -> Run:
 
 def anchored_place(text: str, place: Place) -> str:
     """The whole path of a file or folder, alone, in a mixture, or before `:train` and the like. Other names stay."""
-    from stillroom.data.mixed import mixture
+    from stillroom.data.mixed import mixed_name, mixture
     from stillroom.data.open import BUILTIN, is_known, parted
 
     def whole(spec: str) -> str:
@@ -107,9 +106,8 @@ def anchored_place(text: str, place: Place) -> str:
     parts = mixture(text, is_known)
     if len(parts) == 1:
         return whole(text)
-    if all(whole(name) == name for _, name in parts):
-        return text
-    return "+".join(f"{Decimal(repr(share)):f}*{whole(name)}" for share, name in parts)
+    found = [(share, whole(name)) for share, name in parts]
+    return text if found == parts else mixed_name(found)
 
 
 def is_first() -> bool:

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Sequence
+from decimal import Decimal
 
 import numpy as np
 import torch
@@ -98,6 +99,11 @@ def mixture(spec: str, known: Callable[[str], bool]) -> list[tuple[float, str]]:
         out.append((weight, name))
         pieces = pieces[length:]
     return out
+
+
+def mixed_name(parts: Sequence[tuple[float, str]]) -> str:
+    """What `mixture` takes apart."""
+    return "+".join(name if share == 1 else f"{Decimal(repr(share)):f}*{name}" for share, name in parts)
 
 
 def _weighed(piece: str, known: Callable[[str], bool]) -> tuple[float, str]:

@@ -6,9 +6,8 @@ gradients averaged role by role over processes -> finite? -> clip, step, average
 """
 
 import math
-import signal
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import cached_property
 from typing import Any
@@ -22,6 +21,7 @@ from stillroom.flows.tally import asked_in
 from stillroom.nets.offload import offload
 from stillroom.settings import Refusal, Run, seed_of
 from stillroom.train import checkpoint
+from stillroom.train.asked import asked_to_stop
 from stillroom.train.folder import RunFolder
 from stillroom.train.learner import Learner, freeze_rest
 from stillroom.train.pictures import save_previews
@@ -360,20 +360,6 @@ class Trainer:
         if self.folder:
             save_product(self.recipe.product(), self.folder.path / "product", self.world.first)
 
-    @contextmanager
-    def stop_between_steps(self):
-        """Ctrl-C and SIGTERM wait for the end of the step. Not across processes: they would stop at different steps."""
-        asked: list[int] = []
-        if self.world.size > 1:
-            yield lambda: False
-            return
-        try:
-            signals = (signal.SIGINT, signal.SIGTERM)
-            old = {s: signal.signal(s, lambda number, _frame: asked.append(number)) for s in signals}
-        except ValueError:  # not the main thread, which alone may set handlers
-            old = {}
-        try:
-            yield lambda: bool(asked)
-        finally:
-            for number, handler in old.items():
-                signal.signal(number, handler)
+    def stop_between_steps(self) -> AbstractContextManager[Callable[[], bool]]:
+        """Not across processes: they would stop at different steps."""
+        return asked_to_stop() if self.world.size == 1 else nullcontext(lambda: False)
