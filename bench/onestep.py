@@ -4,9 +4,9 @@ a representation autoencoder and of a KL codec that are trained here.
     STILLROOM_DATA=DATA python bench/onestep.py rae|kl --place FOLDER
 
 DATA holds cifar10-jpeg/{train,test}.parquet. What FOLDER holds already (codec, latents, teacher, features, finished
-students) is used again. Every student is looked at on its way: seconds so far, looks not counted, and the Fréchet
-distance and coverage of 2000 decoded samples against training pictures, in pooled features of a net that knew no
-latents. Writes onestep/SPACE.json and ONESTEP.md. One seed, chosen before.
+students) is used again. Every student is looked at on its way: seconds of the processor so far, which do not see
+neighbours, looks not counted, and the Fréchet distance and coverage of 2000 decoded samples against training pictures,
+in pooled features of a net that knew no latents. Writes onestep/SPACE.json and ONESTEP.md. One seed, chosen before.
 """
 
 import argparse
@@ -110,18 +110,18 @@ def distilled(recipe: type, settings: dict[str, Any], out: Path, judge: Judge) -
     if looks.exists():
         return json.loads(looks.read_text())
     shutil.rmtree(out, ignore_errors=True)
-    rows, looking, begun = [], 0.0, time.perf_counter()
+    rows, looking, begun = [], 0.0, time.process_time()
 
     class Looked(recipe):
         def after(self, batch, turn):
             nonlocal looking
             super().after(batch, turn)
             if turn.step + 1 in LOOKS:
-                now = time.perf_counter()
+                now = time.process_time()
                 made = self.generator() if hasattr(self, "generator") else self.mean.module
                 z = made.sample(N, SEED)
                 rows.append({"step": turn.step + 1, "seconds": now - begun - looking} | judge.seen(z))
-                looking += time.perf_counter() - now
+                looking += time.process_time() - now
 
     start(Looked, recipe.Settings(out=out, **settings), recipe.__name__.lower(), watch=Silent())
     looks.write_text(json.dumps(finite(rows)))
@@ -210,8 +210,9 @@ def page() -> str:
                   reached(seen, eight)) for name, seen in looked.items()]
         lines += ["| " + " | ".join([name, steps, seconds, *(format(figures[c], f) for c, f in COLUMNS.items()), a, b])
                   + " |" for name, steps, seconds, figures, a, b in rows]
-        lines += ["", "Seconds include what a method prepares (pairs, samples, banks). The same students on their way, "
-                  "Fréchet distance after so many steps:", "", "| | " + " | ".join(map(str, LOOKS)) + " |",
+        lines += ["", "Seconds are of the processor and include what a method prepares (pairs, samples, banks). The "
+                  "same students on their way, Fréchet distance after so many steps:", "",
+                  "| | " + " | ".join(map(str, LOOKS)) + " |",
                   "|---" * (len(LOOKS) + 1) + "|"]
         lines += ["| " + " | ".join([name, *(f"{row['frechet']:.2f} ({row['seconds']:.0f} s)" for row in seen)]) + " |"
                   for name, seen in looked.items()]
