@@ -41,7 +41,9 @@ def once(place: Path, command: str, k: int) -> dict[str, tuple[float, float]]:
     out = f"{command.replace(' ', '-')}-{k}"
     said(place, *words, "--out", out)
     record = json.loads((place / out / "run.json").read_text())
-    return {"seconds": (number(told, r"time per step +([\d.]+) ms") / 1e3, record["seconds"] / record["steps"]),
+    stages = [(int(steps), float(ms)) for steps, ms in re.findall(r"(\d+) steps of ([\d.]+) ms", told)]
+    planned = sum(steps * ms for steps, ms in stages) / 1e3 / record["steps"]
+    return {"seconds": (planned, record["seconds"] / record["steps"]),
             "GiB": (number(told, r"memory +([\d.]+) GiB"), record["memory_gib"])}
 
 

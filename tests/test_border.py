@@ -259,7 +259,7 @@ def test_draws_that_cannot_be(runs, words, line):
 
 
 @pytest.mark.parametrize(("words", "line"), [
-    ("--guidance 2", "points are not sampled anew: leave out --guidance and --steps"),
+    ("--guidance 2", "points are not sampled anew: leave out --guidance"),
     ("--out folder", "samples of shape (2,) are no pictures; write them to FILE.npz"),
 ])
 def test_points_are_not_drawn_anew(runs, words, line):
@@ -315,3 +315,17 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_when_there_is_space(tmp_pat
     else:
         assert stillroom(" ".join(words)) == (0, "", "")
     assert stillroom("sample run --n 1 --steps 1").code == 0
+
+
+@pytest.mark.parametrize(("words", "file"), [
+    ("cache --codec bundled --data pictures --size 32 --batch 4", "latents-00000.safetensors"),
+    ("encode pictures/0.png --codec bundled", "0.safetensors"),
+])
+def test_a_full_disk_is_one_line_and_leaves_no_half_of_latents(words, file):
+    pictures(Path("pictures"))
+    done = python("-c", FULL, "300", *words.split(), "--out", "there")
+    assert done.returncode == 2
+    assert re.fullmatch(rf"stillroom: there/{file} could not be written: [^\n]+; free some space, or [^\n]+\n",
+                        done.stderr), done.stderr
+    assert files(Path("there")) == []
+    assert stillroom(words, "--out there").code == 0 and file in files(Path("there"))

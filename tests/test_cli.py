@@ -210,7 +210,7 @@ def test_a_runs_own_settings_file_makes_it_again_bit_for_bit(digits):
 def test_a_settings_file_of_another_recipe_is_refused(digits):
     run, _ = digits
     told = stillroom("distill vsd --config", run / "settings.toml", "--out x")
-    assert told.code == 2 and "settings of the recipe flow, not of vsd" in told.err
+    assert told.code == 2 and told.err.endswith("settings of the recipe flow, not of vsd; use stillroom train flow\n")
 
 
 def test_resume_of_a_finished_run_changes_nothing(digits):
@@ -256,12 +256,12 @@ def test_a_run_made_in_python_is_drawn_from_too(digits):
 def test_plan_says_the_cost_and_leaves_nothing(tmp_path):
     told = stillroom("train flow", TINY, "--steps 30 --track tensorboard --out run --plan")
     assert (told.code, told.err, files(tmp_path)) == (0, "", [])
-    lines, names = told.out.splitlines(), ["model trains", "precision", "memory", "time per step", "whole run"]
+    lines, names = told.out.splitlines(), ["model trains", "precision", "memory", "stage train", "whole run"]
     assert [line[:22].strip() for line in lines] == names
     count = sum(p.numel() for p in load_flow_of(tmp_path).denoiser.parameters())
     assert lines[0].split()[2] == f"{count:,}"
-    per_step, minutes = float(lines[3].split()[3]), float(lines[4].split()[4])
-    assert lines[4].split()[2:4] == ["30", "steps,"]
+    per_step, minutes = float(lines[3].split()[5]), float(lines[4].split()[4])
+    assert lines[3].split()[2:4] == [*lines[4].split()[2:3], "steps"] == ["30", "steps"]
     assert per_step > 0 and minutes == pytest.approx(30 * per_step / 6e4, abs=0.051)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import re
 import shutil
 
 import numpy as np
@@ -274,6 +275,18 @@ def test_a_killed_cache_goes_on_and_a_flow_learns_from_it(home, tmp_path, monkey
     assert "leave out --crop and --flip" in refused(*words, "other --flip")
 
 
+def test_pictures_that_a_cache_could_not_read_are_told(home, tmp_path):
+    shutil.copytree(home / "many", "some")
+    for i in (7, 140):
+        (tmp_path / f"some/{i:03}.png").write_bytes(b"")
+    words = ["cache --data some --size 16 --codec", home / "klt", "--out"]
+    assert "more than 1.0%" in refused(*words, "other")
+    told = stillroom(*words, "store --bad-share 0.1")
+    assert told == (0, "store  150 pictures\n", "some: 2 of 150 pictures seen could not be read, and others took their "
+                    "place: some/007.png (empty), some/140.png (empty)\n")
+    assert stillroom("cache --data", home / "many", "--size 16 --out whole --codec", home / "klt").err == ""
+
+
 # ---- recipes ----
 
 
@@ -281,8 +294,19 @@ def test_plans_leave_nothing(home, tmp_path):
     for words in (["train codec", "--decoder-params 9000"], ["distill encoder --cache kept --teacher", home / "klt"],
                   ["distill decoder --teacher", home / "klt"]):
         told = stillroom(*words, QUICK, "--plan --out run")
-        assert told.code == 0 and "time per step" in told.out, told.err
+        assert (told.code == 0 and "stage distil" in told.out) or "stage train" in told.out, told.err
         assert files(tmp_path) == []
+
+
+def test_a_plan_times_every_stage(tmp_path):
+    words = ("train rae --encoder own --own.width 16 --own.depth 1 --nets.width 96 --nets.depth 2 --patch 4 --size 8 "
+             "--data digits --perceptual 0 --precision float32 --encoder-steps 40 --steps 20 --plan --out run")
+    told = stillroom(words).out
+    stages = [(int(n), float(ms)) for n, ms in re.findall(r"^stage \w+ +(\d+) steps of ([\d.]+) ms$", told, re.M)]
+    assert [n for n, _ in stages] == [40, 20] and all(ms > 0 for _, ms in stages)
+    assert "\nnot counted            what is done as a stage begins: statistics\n" in told
+    minutes = float(re.search(r"whole run +60 steps, ([\d.]+) minutes", told)[1])
+    assert minutes == pytest.approx(sum(n * ms for n, ms in stages) / 6e4, abs=0.051)
 
 
 def test_a_run_finds_its_cache_from_any_folder(home, tmp_path, monkeypatch):
@@ -304,6 +328,9 @@ def test_help_and_lists_name_the_recipes():
         told = stillroom(words, "--help")
         assert told.code == 0 and "usage: stillroom" in told.out, words
     assert "is a recipe of: stillroom train codec" in refused("distill codec")
+    assert "--preset bundled | kl | rae | tokenizer, --plan" in " ".join(stillroom("train codec --help").out.split())
+    for words in ("train flow --help", "distill dmvae --help", "distill --help"):
+        assert "--preset" not in stillroom(words).out, words
     assert "no preset 'k1'" in refused("train codec --preset k1 --data leaves --out run")
     assert "has no presets" in refused("distill encoder --preset kl --data leaves --out run")
 

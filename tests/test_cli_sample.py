@@ -156,9 +156,31 @@ def test_a_sheet_stands_beside_what_is_drawn(home):
     assert np.abs(sheet[:48:6, :48:6, 0] - (x[0, 0].clip(-1, 1) + 1) * 127.5).max() <= 0.5 + 1e-3
 
 
+@pytest.mark.parametrize("words", ["--out f", "--out x.npz"])
+def test_a_sheet_leaves_no_trace_where_out_is_refused(home, words):
+    Path("sheet.png").write_bytes(b"another")
+    if words == "--out f":
+        assert stillroom("sample", home / "grey", "--n 4 --out f").code == 0
+    else:
+        interrupted(home, "x.npz")
+    for sheet in ("sheet.png", "new.png"):
+        assert "another" in refused("sample", home / "grey", "--n 4 --seed 1", words, "--grid", sheet)
+    assert Path("sheet.png").read_bytes() == b"another" and not Path("new.png").exists()
+
+
+@pytest.mark.parametrize("words", ["--out f --grid f/sheet.png", "--out f --grid f/in/sheet.png",
+                                   "--out x.png --grid x.png"])
+def test_a_sheet_among_samples_is_refused(home, tmp_path, words):
+    assert "among the samples; give it another place" in refused("sample", home / "grey", "--n 4", words)
+    assert files(tmp_path) == []
+
+
 def test_points_are_written_as_they_are(home):
-    found = drawn(home / "points", "p", "--n 4 --start 8")      # two are left
+    found = drawn(home / "points", "p", "--n 4 --start 8")
     assert found["x"].tolist() == [[8, 8], [9, 9]]
+    told = stillroom("sample", home / "points", "--n 500 --out q.npz")
+    assert told == (0, "q.npz\n", f"{home / 'points'}: holds 10 points: 10 are written\n")
+    assert stillroom("sample", home / "points", "--n 10 --out r.npz").err == ""
 
 
 # ---- killed, and called again ----
@@ -245,7 +267,8 @@ def whole(home):
     ("latents", "--out x.npz --grid y.png", "samples of shape (4, 8, 8) are no pictures"),
     ("grey", "--out x.npz --grid y.npz", "y.npz: a sheet is written to FILE.png"),
     ("points", "--start 10", "holds 10 points, and --start is 10"),
-    ("points", "--weak early", "points are not sampled anew"),
+    ("points", "--weak early", "points are not sampled anew: leave out --weak"),
+    ("points", "--seed 7 --interval 0.2 0.8", "points are not sampled anew: leave out --seed, --interval"),
     ("plane", "--out folder", "samples of shape (2,) are no pictures; write them to FILE.npz"),
 ])
 def test_draws_that_cannot_be(home, tmp_path, product, words, line):

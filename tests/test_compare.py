@@ -15,14 +15,18 @@ from PIL import Image
 
 from stillroom import train
 from stillroom.cli import compare, comparison, comparison_data
+from stillroom.cli.evaluation import Space
 from stillroom.codecs import Codec, fit_klt
 from stillroom.data import Tensors, open_source, sample
-from stillroom.flows import Flow, Gaussian
+from stillroom.flows import Denoiser, Flow, Gaussian
 from stillroom.flows.gate import BINS
 from stillroom.flows.references import gaussian
 from stillroom.measure.distances import sliced_wasserstein
 from stillroom.measure.frechet import Moments
 from stillroom.measure.images import psnr
+from stillroom.measure.perceptual import Lpips
+from stillroom.nets import MLP
+from stillroom.paths import Linear
 from stillroom.recipes.flow import FlowMatching
 from stillroom.report import compare as report
 from stillroom.report import compare_plots as plots
@@ -338,6 +342,52 @@ def test_only_what_depends_on_a_setting_is_measured_anew(codecs, tmp_path, count
     assert counted.count("start") == 1 and len(list((tmp_path / "coarse").glob("latents-*"))) == 2
 
 
+def lpips_at(folder: Path) -> Path:
+    """Weight files of SqueezeNet's LPIPS, of new random numbers."""
+    net = Lpips("squeeze")
+    folder.mkdir(exist_ok=True)
+    beside = {"classifier.1.weight": torch.zeros(1), "classifier.1.bias": torch.zeros(1)}
+    torch.save(net.backbone.state_dict() | beside, folder / "squeezenet1_1-b8a52dc0.pth")
+    torch.save(net.heads.state_dict(), folder / "squeeze.pth")
+    return folder
+
+
+def test_what_it_is_held_against_is_known_by_its_content(codecs, tmp_path, counted):
+    """A file of samples and one of weights that were written over are others."""
+    samples, lpips, out = tmp_path / "s.npz", lpips_at(tmp_path / "lpips"), tmp_path / "out"
+
+    def again() -> dict:
+        counted.clear()
+        compared(codecs["coarse"], TINY, "--reference", f"samples:{samples}", "--lpips", lpips, "--out", out)
+        return found_in(out)["codecs"][0]
+
+    np.savez(samples, x=np.random.default_rng(0).normal(size=(40, 2, 2, 2)).astype(np.float32))
+    first = again()
+    assert again() == first and "encode" not in counted
+    np.savez(samples, x=np.random.default_rng(0).normal(3, size=(40, 2, 2, 2)).astype(np.float32))
+    moved = again()
+    away = [c["reference"]["latents"]["sliced_w2"] for c in (first, moved)]
+    assert away[1] > away[0] + 1 and "start" not in counted
+    assert {**moved, "reference": None} == {**first, "reference": None}
+    lpips_at(lpips)
+    again()
+    assert "encode" in counted and "start" not in counted and "generation" not in counted
+
+
+def test_a_reference_is_named_by_its_weights_and_how_it_is_built(tmp_path):
+    def laws(seed: int, steps: int) -> list[list[str]]:
+        torch.manual_seed(seed)
+        flow = Flow(Denoiser(MLP(2, 8, 1), Linear(), "v"), (2,), "euler", steps)
+        save_product(Product("flow", {"flow": flow}), tmp_path / "flow")
+        return [comparison.law_of(f"{form}{tmp_path / 'flow'}") for form in ("", "noised:0.3:")]
+
+    first = laws(0, 4)
+    assert laws(0, 4) == first
+    for others in (laws(1, 4), laws(0, 5)):
+        assert all(a != b for a, b in zip(first, others, strict=True))
+    assert [comparison.law_of(text) for text in ("gmm:4", "some/hub-id")] == [["gmm:4"], ["some/hub-id"]]
+
+
 def test_killed_in_a_prior_it_goes_on_to_the_same_end(codecs, tmp_path, counted, monkeypatch):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     compared(codecs["coarse"], TINY, "--out", whole)
@@ -380,6 +430,20 @@ def test_a_part_is_named_by_all_its_pixels_labels_and_classes():
     assert digest(x) == digest(x.clone())
     others = [digest(last), digest(x, relabelled), digest(x, y, ("a", "c")), digest(x, rows=rows.flip(0))]
     assert len({digest(x), *others}) == 5
+
+
+def test_pictures_that_could_not_be_read_are_told_once(tmp_path):
+    for i in range(80):
+        Image.new("RGB", (8, 8), (3 * i, 0, 9)).save(tmp_path / f"{i:02}.png")
+    (tmp_path / "05.png").write_bytes(b"")
+    asked = compare.Settings(data=str(tmp_path), size=8, n=40, pictures=40, bad_share=0.1)
+    learned, held, _ = comparison_data.pictures_of(asked)
+    space, told = Space("pixels", lambda x: x.flatten(1)), list[str]()
+    for _ in range(2):
+        comparison_data.real_features(tmp_path, learned, held, space, told.append)
+    line = (f"{tmp_path}: 1 of 80 pictures seen could not be read, and others took their place: {tmp_path}/05.png "
+            "(empty)")
+    assert [text for text in told if "could not be read" in text] == [line] * 2
 
 
 # ---- other data ----
@@ -443,6 +507,8 @@ def test_refusals(codecs, tmp_path):
         "a quarter of them": (coarse, TINY.replace("--steps 12", "--steps 3")),
         "no codec is called 'courser'; did you mean 'coarse'?": (coarse, TINY, "--reference courser=gaussian"),
         "no reference is called 'gausian'": (coarse, TINY, "--reference gausian"),
+        "no such file of samples": (coarse, TINY, "--reference samples:nowhere.npz"),
+        "nosuch: no such file or folder; give a run, `bundled`": ("nosuch nosuch2",),
         "pictures are too few": (coarse, TINY.replace("--n 80", "--n 20")),
         "its pictures or classes": (coarse, TINY, "--heldout leaves:test"),
         "holds no codec": (tmp_path, TINY),

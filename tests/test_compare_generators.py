@@ -402,13 +402,26 @@ def test_another_codec_at_the_same_place_is_measured_anew_and_pictures_are_as_la
 # ---- what it refuses ----
 
 
+def with_teacher_at(place, home, run):
+    """A copy of the run `far`, whose card names that place."""
+    shutil.copytree(home / "far", run)
+    file = run / "product/product.json"
+    file.write_text(file.read_text().replace(str(home / "other"), str(place)))
+    return run
+
+
+def test_a_teacher_that_moved_is_known_by_its_weights(home, tmp_path):
+    moved = with_teacher_at(tmp_path / "gone", home, tmp_path / "moved")
+    shutil.copytree(home / "other", tmp_path / "here")
+    compared(moved, "--teacher", tmp_path / "here", "--teacher-steps 2 --n 40 --reference 60 --quiet", "--out",
+             tmp_path / "out")
+    assert found_in(tmp_path / "out")["entries"][0]["runs"][0]["paired"]
+
+
 def test_refusals(home, tmp_path):
     out, a = tmp_path / "out", home / "a"
-    moved = tmp_path / "moved"
-    shutil.copytree(home / "far", moved)
-    text = (moved / "product" / "product.json").read_text().replace(str(home / "other"), str(tmp_path / "gone"))
-    card = json.loads(text)
-    (moved / "product" / "product.json").write_text(json.dumps(card))
+    moved, swapped = (with_teacher_at(place, home, tmp_path / name)
+                      for name, place in (("moved", tmp_path / "gone"), ("swapped", home / "flow")))
     for told, words in {
         "far was distilled from another teacher than": (a, home / "far"),
         "is not the teacher of": (a, "--teacher", home / "other"),
@@ -417,16 +430,26 @@ def test_refusals(home, tmp_path):
         "makes [1, 8, 8], and": (a, home / "grey"),
         "a is a generator and bundled a codec": (a, "bundled"),
         "a points: compare": (a, home / "points"),
+        "nowhere: no such file or folder; give a run": (home / "nowhere", a),
         "several runs of one method have one name": (f"{a},{home / 'a1'}",),
         "two methods are called 'a'": (a, a),
         "is on the page already": (f"teacher={a}",),
         "nothing to hold samples against": (home / "grey",),
         "--codec bundled": (a, "--codec bundled"),
         "its teacher is no longer at": (moved,),
+        "lies another model than the teacher that it was distilled from; say where that is": (swapped,),
         "--stps is not a setting": (a, "--stps 3"),
     }.items():
         assert told in refused(*words, N, "--out", out), told
     assert not out.exists()
+
+
+def test_a_name_beside_runs_is_mistyped_and_no_hub_id(home, tmp_path, monkeypatch):
+    monkeypatch.chdir(home.parent)
+    mistyped = f"{home.name}/nowhere"
+    for other in (home / "a", mistyped):
+        assert f"{mistyped}: no such file or folder" in refused(mistyped, other, "--out", tmp_path)
+    assert "owner/model a codec: compare codecs with codecs" in refused(home / "a", "owner/model", "--out", tmp_path)
 
 
 def test_runs_of_other_latents_or_other_data_are_refused(home, tmp_path):

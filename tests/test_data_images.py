@@ -1,6 +1,7 @@
 """Decoding: every odd file becomes the right pixels or a named reason."""
 
 import io
+import re
 import struct
 import zlib
 
@@ -9,8 +10,9 @@ import pytest
 import torch
 from PIL import Image
 
-from stillroom.data import ImageTable, Loader, Unreadable, decode, images, square
+from stillroom.data import ImageTable, Loader, Mixed, Photos, Unreadable, decode, images, square, unreadable
 from stillroom.data.tables import Rows, folder
+from stillroom.recipes._drawing import set_aside
 from stillroom.settings import Refusal
 
 
@@ -161,6 +163,7 @@ def test_crops_are_where_they_should_be():
 
 def table(tmp_path, good, bad=(), **how):
     """Pictures 0, 1, 2...: each of one grey, its number; those in `bad` are broken."""
+    tmp_path.mkdir(exist_ok=True)
     for i in range(good + len(bad)):
         data = b"broken" if i in bad else encoded(Image.new("RGB", (8, 8), (i, i, i)))
         (tmp_path / f"{i:04d}.png").write_bytes(data)
@@ -210,6 +213,40 @@ def test_the_share_itself_is_allowed(tmp_path):
     source = table(tmp_path, 99, bad=(50,), bad_share=0.01)
     source.fetch(range(100), 0)
     assert len(source.bad) == 1
+
+
+def test_a_refusal_that_was_thrown_away_comes_again_at_every_later_fetch(tmp_path):
+    source = table(tmp_path, 5, bad=(1,))
+    source.fetch([4], 0)
+    for _ in range(2):                                          # the first as a thread's that reads ahead
+        with pytest.raises(Refusal, match=r"1 of 6 .* unreadable \(16.7%, more than 1.0%\): .*0001.png"):
+            source.fetch(range(6), 0)
+    with pytest.raises(Refusal, match="1 of 6"), Loader(source, seed=0, batch=1) as loader:
+        loader.at(0)
+
+
+def test_what_was_replaced_is_told_in_a_line(tmp_path):
+    source = table(tmp_path, 9, bad=(3, 4, 7, 11), bad_share=0.5)
+    assert unreadable(source) == ""
+    for _ in range(2):                                          # what is seen again is not counted again
+        source.fetch([3, 5], 0)
+        assert unreadable(source) == (
+            f"{tmp_path}: 2 of 3 pictures seen could not be read, and others took their place: "
+            f"{tmp_path}/0003.png (not an image in a known format), "
+            f"{tmp_path}/0004.png (not an image in a known format)")
+    source.fetch(range(13), 0)
+    assert re.search(r"4 of 13 pictures seen .* and 1 more$", unreadable(source))
+
+
+def test_what_was_replaced_is_told_of_all_that_a_source_is_made_of(tmp_path):
+    a, b = (table(tmp_path / name, 9, bad=(k,), bad_share=0.5) for name, k in (("a", 3), ("b", 0)))
+    source = set_aside(Mixed([a, Photos(8, count=5), b]))
+    for part in (source, source.held):
+        part.fetch(range(len(part)), 0)
+    assert re.fullmatch(rf"{a.name}: 1 of 10 pictures .*/0003.png \([^;]+\); {b.name}: 1 of 10 .*/0000.png \([^;]+\)",
+                        unreadable(source))
+    assert unreadable(Mixed([a, a])) == unreadable(a)
+    assert unreadable(Photos(8, count=5)) == ""
 
 
 def test_nothing_readable_is_a_refusal(tmp_path):

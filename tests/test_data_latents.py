@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from stillroom.data import Batch, Encoding, Latents, LatentSpace, open_source, write_latents
+from stillroom.data import Batch, Encoding, Latents, LatentSpace, latents, open_source, write_latents
 from stillroom.settings import Images, Refusal
 
 SPACE = LatentSpace(2, 8, (0.5, -1.0), (2.0, 0.25))
@@ -93,6 +93,23 @@ def test_an_interrupted_writer_goes_on_after_its_last_shard(tmp_path, lazy):
     assert starts == ([0, 8, 16] if lazy else [0, 0, 0])
     assert torch.equal(Latents(folder).fetch(range(23), 0).x, SPACE.normalise(Z))
     store(folder, batches=lambda start: pytest.fail("a whole store is not written again"))
+
+
+def test_two_processes_may_write_one_store_at_once(tmp_path, monkeypatch):
+    """As two runs with one cache do that begin together. The second one writes while a file of the first is open."""
+    processes = [1, 2]
+    monkeypatch.setattr("os.getpid", lambda: processes[0])
+
+    def write(*args, **how):
+        save_file(*args, **how)
+        if len(processes) > 1:
+            first = processes.pop(0)
+            store(tmp_path / "s")
+            processes[0] = first
+
+    monkeypatch.setattr(latents, "save_file", write)
+    assert torch.equal(Latents(store(tmp_path / "s")).fetch(range(23), 0).x, SPACE.normalise(Z))
+    assert len(list((tmp_path / "s").iterdir())) == 4
 
 
 def test_another_space_or_origin_is_not_mixed_in(tmp_path):

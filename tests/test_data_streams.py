@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from stillroom.data import Loader, TarStream, open_source, streams
+from stillroom.data import Loader, TarStream, open_source, streams, unreadable
 from stillroom.settings import Images, Refusal
 
 
@@ -128,6 +128,28 @@ def test_too_many_bad_pictures_stop_the_run(tmp_path):
     loader = Loader(stream(tmp_path), seed=0, batch=120, workers=0)
     with pytest.raises(Refusal, match=r"of 100 .* unreadable"):
         loader.at(0)
+
+
+def test_a_refusal_that_was_thrown_away_comes_again_at_every_later_batch(tmp_path):
+    count = write(tmp_path, counts=(200,), broken=(0, 1, 2))
+    source = stream(tmp_path, bad_share=0.02)
+    tape = source.iterate(None, 0)
+    items = sorted((next(tape) for _ in range(count)), key=lambda item: item.name)
+    source.decode(items, range(99), 0)
+    for i in range(99, count):                                  # 3 of 200 are no more than the share
+        with pytest.raises(Refusal, match=r"3 of 100 .*more than 2.0%"):
+            source.decode(items, range(i, i + 1), 0)
+
+
+def test_what_was_replaced_is_counted_in_every_epoch(tmp_path):
+    count = write(tmp_path, broken=(5,))
+    source = stream(tmp_path)
+    assert unreadable(source) == ""
+    with Loader(source, seed=0, batch=count, workers=0) as loader:
+        for step in range(3):
+            loader.at(step)
+    assert unreadable(source) == (f"{tmp_path}: 3 of {3 * count} pictures seen could not be read, and others took "
+                                  "their place: d.ir/s005 (not an image in a known format)")
 
 
 def test_labels_need_class_names_and_must_fit_them(tmp_path):

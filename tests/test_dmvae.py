@@ -326,7 +326,7 @@ def test_what_cannot_be_is_refused_in_one_line(tmp_path, data, x, codec, flow):
     net = package.load(flow)
     torch.nn.init.zeros_(net.denoiser.net.final.weight)
     save_product(Product("flow", {"flow": net}, card), wrong)
-    other = tokenizer(tmp_path / "other", x, seed=1)
+    other, labelled = tokenizer(tmp_path / "other", x, seed=1), (data.x, data.y)
     for make, words in (
         (recipe(reference="gausian"), "did you mean 'gaussian'"), (recipe(reference="gmm:1"), "gmm:K[:STD]"),
         (recipe(reference="nowhere/flow"), "nowhere/flow"),
@@ -336,7 +336,10 @@ def test_what_cannot_be_is_refused_in_one_line(tmp_path, data, x, codec, flow):
         (recipe(given=(data.x, data.y), reference="gmm:8"), "multiple of 10"),
         (recipe(name="nowhere"), "no folder nowhere"),
         (recipe(match="kl"), "answers no variances"), (recipe(match="kl", reference="gmm:4"), "--match gap"),
-        (recipe(guidance=5.0), "data with labels"), (recipe(fake="lora"), "closed form"),
+        (recipe(guidance=5.0), "data with labels"),
+        (recipe(given=labelled, guidance=3.0, match="adversarial"), "match adversarial asks no scores; leave"),
+        (recipe(given=labelled, guidance=3.0), "one law for all classes; leave it at 1, or give one that knows"),
+        (recipe(fake="lora"), "closed form"),
         (recipe(fake="lora", match="drifting"), "has no fake score"),
         (recipe(l1=0.0), "nothing holds the latents"), (recipe(times=(0.5, 0.5)), "an earlier and a later one"),
         (recipe(shard=True), "leave it out"),

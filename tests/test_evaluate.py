@@ -280,6 +280,30 @@ def load_flow(home):
     return load(home / "flow")
 
 
+# ---- grey and colour ----
+
+
+def test_what_was_decoded_in_colour_is_compared_with_grey_data(home):
+    """Drawn, or from a folder: the figures are the same, in a space of three channels."""
+    assert stillroom("sample", home / "coded", "--n 30 --out f --codec", home / "codec").code == 0
+    words = "--data digits --reference 60"
+    told, stored = evaluated("f", words)
+    _, drawn = evaluated(home / "coded", "--n 30 --codec", home / "codec", words)
+    (name,) = stored["spaces"]
+    assert name.startswith("pixels 3x64x64") and "the data are grey and the samples in colour" in told
+    for column in ("30 samples", "30 real"):
+        assert stored["spaces"][name][column] == pytest.approx(drawn["spaces"][name][column], rel=1e-3, abs=1e-4)
+
+
+def test_a_feature_net_of_grey_pictures_sees_the_mean_of_channels(home):
+    _, found = evaluated(home / "colour", "--n 60 --data digits --features", home / "means")
+    name = next(n for n in found["spaces"] if n.startswith("features "))
+    made = as_8bit(generator(3).sample(60)).mean(1, keepdim=True).mean((2, 3))
+    by_hand = frechet(made, as_8bit(digits(split="train").x).mean((2, 3)))
+    assert found["spaces"][name]["60 samples"]["frechet"] == pytest.approx(by_hand, rel=1e-4)
+    assert found["spaces"]["pixels 3x8x8"]["dimensions"] == 192 and "in colour" in found["notes"][0]
+
+
 # ---- labels ----
 
 
@@ -396,7 +420,6 @@ def test_statistics_of_another_space_are_refused(home):
     ("grey", "", "--data DATA must be given, or --stats FILE"),
     ("grey", "--data nowhere", "no such file or folder"),
     ("grey", "--data leaves", "makes [1, 8, 8], and leaves:train holds [3, 8, 8]"),
-    ("colour", "--data digits", "makes [3, 8, 8], and digits:train holds [1, 8, 8]"),
     ("plane", "--data digits", "makes points, and digits:train holds pixels"),
     ("coded", "--data leaves", "makes latents, and leaves:train holds pixels; give the --codec"),
     ("coded", "--data HOME/others", "makes other latents than those of HOME/others: another codec"),
@@ -422,7 +445,8 @@ def test_statistics_of_another_space_are_refused(home):
     ("test.npz", "--data digits --steps 3", "its samples are there already: leave out --steps"),
     ("test.npz", "--data digits --teacher HOME/flow", "leave out --teacher"),
     ("test.npz", "--data digits --labels data", "leave out --labels"),
-    ("nowhere", "--data digits", "no run, no product, and no samples"),
+    ("nowhere", "--data digits --teacher HOME/flow", "no such file or folder; give a run, a folder of pictures"),
+    ("nowhere", "", "no such file or folder"),
     ("latents", "--data digits", "no folder of pictures"),
 ])
 def test_what_cannot_be_compared(home, place, words, line):

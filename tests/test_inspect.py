@@ -14,7 +14,7 @@ from command import TINY, stillroom
 from stillroom.cli import inspect
 from stillroom.codecs.klt import fit_klt
 from stillroom.data import Batch, Encoding, LatentSpace, write_latents
-from stillroom.flows import Denoiser, Flow, Gaussian, OneStep
+from stillroom.flows import Denoiser, FewStep, Flow, Gaussian, OneStep
 from stillroom.nets import MLP, DiT
 from stillroom.paths import VE, Cosine, Linear
 from stillroom.report.geometry_words import verdict
@@ -139,7 +139,10 @@ def test_a_flow_and_a_generator_are_measured_by_their_samples(tmp_path):
     generator = made(tmp_path / "generator", "generator", one, ENCODING)
     told = inspected(generator, QUICK)
     assert "samples of a generator" in told and "has no trajectories" in told
-    assert "leave out --steps" in refused(generator, QUICK, "--steps 3")
+    assert "this generator takes one step, not 3" in refused(generator, QUICK, "--steps 3")
+    few = FewStep([small_flow().denoiser], (3, 2, 2), [(1.0, 0.5, 0.0), (1.0, 0.0)], "renoise")
+    few = made(tmp_path / "few", "generator", few, ENCODING)
+    assert inspected(few, QUICK, "--steps 2") == inspected(few, QUICK) != inspected(few, QUICK, "--steps 1")
     assert "ring" in inspected("ring:8", QUICK)
     assert "samples of a flow" in inspected("grid:3", QUICK)
     still = Flow(Denoiser(DiT(3, 2, 1, 16, 1, 1, classes=2), Linear(), "v"), (3, 2, 2), "euler", 4)
@@ -193,7 +196,8 @@ def test_what_cannot_be_looked_at_is_one_line(tmp_path):
     assert "too few" in refused(store(tmp_path / "few", n=20))
     bank = made(tmp_path / "bank", "features", MLP(2, 8, 1))
     assert "is no space" in refused(bank)
-    assert "no such file" in refused(tmp_path / "nowhere", "--size 8")
+    for words in ("nowhere", "nowhere --size 8", "owner/model", "leaves+nowhere --size 8", "digits --against nowhere"):
+        assert "no such file or folder; give a store of latents" in refused(words)
     assert "usage" in refused("")
 
 

@@ -8,7 +8,8 @@ import time
 
 import pytest
 
-from stillroom.train import Silent, files, load_product, resume, start
+from stillroom.settings import files
+from stillroom.train import Silent, load_product, resume, start
 from three_roles import Settings, ThreeRoles, points
 
 KILLS = 20

@@ -21,7 +21,7 @@ from stillroom.nets.dit import unpatchify
 from stillroom.paths import Cosine, Linear, plan
 from stillroom.recipes._students import Distillation
 from stillroom.settings import Refusal
-from stillroom.train.files import read_json
+from stillroom.settings.files import read_json
 from stillroom.train.teacher import codec_beside, open_teacher
 
 pytestmark = pytest.mark.filterwarnings("ignore")       # of diffusers and transformers, which go with every release

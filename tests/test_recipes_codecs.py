@@ -111,9 +111,9 @@ def test_students_span_as_many_pixels_as_their_teachers(factor):
 
 def test_normalising_moves_no_reconstruction(x):
     codec = FromScratch(FromScratch.Settings(**PLAIN, out="unused", params=9000, decoder_params=9000), Tensors(x)).codec
-    from stillroom.recipes.codec import normalised
+    from stillroom.recipes._drawing import normalised
 
-    assert torch.allclose(normalised(codec, x).reconstruct(x), codec.reconstruct(x), atol=1e-5)
+    assert torch.allclose(normalised(codec, Tensors(x), 0)[0].reconstruct(x), codec.reconstruct(x), atol=1e-5)
 
 
 # ---- a small encoder ----
@@ -334,13 +334,17 @@ def test_pictures_in_0_1_are_refused_before_anything_is_made(klt, x, tmp_path, r
     ("klt", {"begin": "klt"}, "is a BlockEncoder, and no student"),
     ("klt", {"begin": "student"}, "lie in another space"),
     ("rich", {"begin": "student"}, "made with moments = True"),
+    ("rich", {"begin": "student", "moments": True, "weights": Weights(logvar=1), "stem": "conv"},
+     "stem = conv: .* keeps the form that it has, unshuffle; leave it out"),
+    ("rich", {"begin": "student", "moments": True, "weights": Weights(logvar=1), "params": 7},
+     "params = 7: .* keeps the form that it has"),
 ])
 def test_what_cannot_be_is_refused_in_one_line(klt, rich, x, tmp_path, which, change, message):
     places = {"klt": klt, "rich": rich, "student": str(tmp_path / "run")}
     if change.get("begin") == "student":
         fit(EncoderDistillation, settings(rich, tmp_path / "run", moments=True), Silent(), data=x)
     if "begin" in change:
-        change = {"begin": places[change["begin"]]}
+        change = change | {"begin": places[change["begin"]]}
     with pytest.raises(Refusal, match=message) as told:
         made(places[which], x, **change)
     assert "\n" not in str(told.value)

@@ -177,6 +177,13 @@ def test_a_stopped_run_says_where(run):
     assert "6 min 12 s in 2 sessions" in page.inside("dd")  # of the last row: the record has none before the end
 
 
+def test_steps_are_those_of_the_whole_run_where_its_settings_name_those_of_a_stage(run):
+    (run / "run.json").write_text(json.dumps(record(steps=4020)))
+    assert "finished: 4,020 steps" in read(run).inside("p")
+    (run / "run.json").write_text(json.dumps(record(steps=4020, finished=None)))
+    assert "stopped at step 2,000 of 4,020" in read(run).inside("p")
+
+
 def test_a_run_that_has_just_started_has_a_report(tmp_path):
     (tmp_path / "settings.toml").write_text('recipe = "vsd"\nsteps = 2000\n')
     (tmp_path / "run.json").write_text(json.dumps({"recipe": "vsd", "finished": None}))
@@ -231,6 +238,19 @@ def test_a_folder_that_cannot_be_reported_is_refused_and_the_old_report_stays(ru
     else:
         (run / name).write_text(text)
     with pytest.raises(Refusal, match=told):
+        write_report(run)
+    assert (run / "report.html").read_bytes() == before
+    assert not list(run.glob(".report*"))
+
+
+def test_a_full_disk_is_one_line_and_the_old_report_stays(run, monkeypatch):
+    before = write_report(run).read_bytes()
+
+    def full(_handle):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(Refusal, match=r"report\.html could not be written: No space left on device; free some space"):
         write_report(run)
     assert (run / "report.html").read_bytes() == before
     assert not list(run.glob(".report*"))

@@ -403,6 +403,7 @@ def test_a_student_without_a_teacher_and_one_whose_teacher_changed(place, tmp_pa
     told = stillroom("sweep", tmp_path / "orphan", "--data", place / "photos")
     assert told.code == 2 and "no longer the codec that this student was distilled from" in told.err
     assert "usage: stillroom sweep RUN" in stillroom("sweep").err
+    assert "nosuch: no such file or folder; give a run" in stillroom("sweep nosuch --data photos:test").err
     assert "--data must be given" in stillroom("sweep", place / "same").err
     told = stillroom("sweep", place / "same", "--data", place / "photos", "--save --sizes 32 --scales 1,2 --limit 3",
                      "--quiet --out", tmp_path / "out")

@@ -14,8 +14,8 @@ from stillroom.recipes.dmd import DMD
 from stillroom.recipes.flow import FlowMatching
 from stillroom.recipes.msd import MSD
 from stillroom.settings import Optimizer
+from stillroom.settings.files import read_json
 from stillroom.train import Silent, start
-from stillroom.train.files import read_json
 
 PLAIN = {"precision": "float32", "device": "cpu", "log_every": 5}
 

@@ -2,7 +2,9 @@
 
 import json
 import re
+import shutil
 import weakref
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -10,12 +12,13 @@ import torch
 from torch import nn
 
 from plain_loop import plain
-from stillroom.settings import Optimizer, Refusal, Run
+from stillroom.settings import Optimizer, Refusal, Run, Where
+from stillroom.settings.files import file_written_atomically, folder_written_atomically
 from stillroom.train import Average, Product, Recipe, Role, Silent, Stage, fit, load, resume, start
 from stillroom.train.checkpoint import Shelf, restored
-from stillroom.train.files import file_written_atomically, folder_written_atomically
 from stillroom.train.folder import read_rows
 from stillroom.train.learner import rate
+from stillroom.train.product import amend_product, save_product
 from three_roles import Generator, Settings, ThreeRoles, points
 
 
@@ -119,6 +122,7 @@ def damaged(tmp_path, how):
     train(tmp_path / "run", checkpoint_every=20, keep=10)
     expected = weights(tmp_path / "run")
     how(Shelf(tmp_path / "run/checkpoints", 10))
+    shutil.rmtree(tmp_path / "run/product")             # as if it had not ended
     notes = []
 
     class Listens(Silent):
@@ -196,6 +200,13 @@ def run_one(cls, out, **more):
     return load(out)
 
 
+def unended(out):
+    """A run whose product was lost."""
+    run_one(One, out)
+    shutil.rmtree(out / "product")
+    return out
+
+
 def test_sgd_by_hand(tmp_path):
     assert torch.allclose(run_one(One, tmp_path / "run"), torch.ones(1, 2) - 10 * 0.1, atol=1e-6)
 
@@ -206,10 +217,62 @@ def test_nan_stops_the_run_names_what_and_keeps_the_last_good_checkpoint(tmp_pat
             bad = float("nan") if turn.step == 5 else 1.0
             return {"net": {"fine": self.net(torch.ones(4, 2)), "broken": bad * self.net(torch.ones(4, 2))}}
 
-    with pytest.raises(Refusal, match=r"role net: broken became nan at step 5.*checkpoint.*4") as error:
+    told = r"role net: broken became nan at step 5.*checkpoint of step 4 is kept.*new run: --config .*run/settings.toml"
+    with pytest.raises(Refusal, match=told) as error:
         run_one(Breaks, tmp_path / "run")
     assert "\n" not in str(error.value)
     assert Shelf(tmp_path / "run/checkpoints", 2).last_good() == (4, [])
+
+
+def test_a_finished_run_is_left_as_it_is(tmp_path):
+    run_one(One, tmp_path / "run")
+    amend_product(tmp_path / "run", {}, {"chosen": 1.5})
+    files = {p: p.stat().st_mtime_ns for p in (tmp_path / "run").rglob("*")}
+    assert resume(tmp_path / "run", lambda _: One, watch=Silent()) == tmp_path / "run"
+    assert {p: p.stat().st_mtime_ns for p in (tmp_path / "run").rglob("*")} == files
+
+
+@dataclass(frozen=True, kw_only=True)
+class WithTeacher(Run):
+    teacher: Where
+
+
+class Taught(One):
+    """Ends at step 5, the first time."""
+
+    Settings = WithTeacher
+    inputs = ("data",)
+    ends = True
+
+    def __init__(self, settings, data):
+        super().__init__(settings)
+
+    def losses(self, batch, turn):
+        if Taught.ends and turn.step == 5:
+            raise KeyboardInterrupt
+        return super().losses(batch, turn)
+
+
+def test_a_run_goes_on_with_what_it_began_with_wherever_that_is(tmp_path, monkeypatch):
+    run, x = tmp_path / "run", torch.zeros(12, 2)
+    for name, value in (("teacher", 0.0), ("other", 1.0)):
+        save_product(Product("weight", {"weight": torch.full((2,), value)}), tmp_path / name)
+    how = WithTeacher(out=run, steps=10, precision="float32", checkpoint_every=2, teacher=str(tmp_path / "teacher"))
+    with pytest.raises(KeyboardInterrupt):
+        start(Taught, how, "taught", {"data": x}, Silent())
+    monkeypatch.setattr(Taught, "ends", False)
+
+    def go_on(data=x, **moved):
+        return resume(run, lambda _: Taught, {"data": data}, Silent(), moved)
+
+    with pytest.raises(Refusal, match=r"data tensors holds 11 of \[2\], and the run began with 12"):
+        go_on(x[:11])
+    (tmp_path / "teacher").rename(tmp_path / "moved")
+    (tmp_path / "other").rename(tmp_path / "teacher")
+    with pytest.raises(Refusal, match=r"other weights than those it began with; .* resume .*run --teacher PLACE"):
+        go_on()
+    go_on(teacher=str(tmp_path / "moved"))
+    assert f'teacher = "{tmp_path}/moved"' in (run / "settings.toml").read_text()
 
 
 def test_infinite_gradients_of_a_finite_loss_stop_too(tmp_path):
@@ -336,7 +399,7 @@ def test_a_second_start_in_the_same_folder_is_refused(tmp_path):
 def test_a_run_folder_in_use_is_refused(tmp_path):
     import fcntl
 
-    run_one(One, tmp_path / "run")
+    unended(tmp_path / "run")
     with (tmp_path / "run/.lock").open("w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         with pytest.raises(Refusal, match="another process is using this run"):
@@ -347,7 +410,7 @@ def test_a_checkpoint_of_another_recipe_is_refused(tmp_path):
     class Other(One):
         pass
 
-    run_one(One, tmp_path / "run")
+    unended(tmp_path / "run")
     with pytest.raises(Refusal, match=r"its checkpoint is of One, not of Other"):
         resume(tmp_path / "run", lambda _: Other, None, Silent())
 
@@ -358,7 +421,7 @@ def test_weights_that_do_not_fit_are_refused_by_name(tmp_path):
             self.net = nn.Linear(3, 1, bias=False)
 
     Wider.__name__ = "One"
-    run_one(One, tmp_path / "run")
+    unended(tmp_path / "run")
     with pytest.raises(Refusal, match=re.escape("'net/weight' is (1, 2), this model's is (1, 3)")):
         resume(tmp_path / "run", lambda _: Wider, None, Silent())
 
@@ -431,6 +494,13 @@ def test_a_product_on_a_base_leaves_only_what_is_its_own(tmp_path):
     x, t = torch.randn(4, 2), torch.rand(4)
     assert torch.equal(load(tmp_path / "lora")(x, t), adapted(x, t))
 
+    (tmp_path / "moved").mkdir()
+    for name in ("base", "lora"):
+        (tmp_path / name).rename(tmp_path / "moved" / name)
+    assert torch.equal(load(tmp_path / "moved/lora")(x, t), adapted(x, t))
+
+    for name in ("base", "lora"):
+        (tmp_path / "moved" / name).rename(tmp_path / name)
     save_product(Product("net", {"net": MLP(2, 8, 1)}), tmp_path / "base")
     with pytest.raises(Refusal, match="not the base that this product was made on"):
         load(tmp_path / "lora")

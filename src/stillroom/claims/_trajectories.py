@@ -14,8 +14,8 @@ from stillroom.claims.run import run_in
 from stillroom.flows import Flow, ddim, noise_of
 from stillroom.paths import uniform_grid
 from stillroom.settings import seed_of
+from stillroom.settings.files import read_json
 from stillroom.train import Product
-from stillroom.train.files import read_json
 
 N, EXACT = 1000, 400
 

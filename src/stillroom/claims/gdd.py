@@ -42,7 +42,7 @@ from stillroom.recipes.endpoint import Endpoint
 from stillroom.recipes.flow import FlowMatching
 from stillroom.recipes.gdd import GDD
 from stillroom.settings import Optimizer
-from stillroom.train.files import read_json
+from stillroom.settings.files import read_json
 
 N, STEPS = 2000, 300
 FROZEN = "conv|grow|shrink|out"

@@ -39,7 +39,7 @@ from stillroom.flows import FewStep
 from stillroom.recipes.consistency import Consistency
 from stillroom.recipes.hyper_sd import HyperSD
 from stillroom.settings import Optimizer
-from stillroom.train.files import read_json
+from stillroom.settings.files import read_json
 
 GRID, STEPS, BATCH, SERVED = "grid:5:0.1", 1200, 128, (2, 4)
 RATE = Optimizer(lr=2e-3, clip=1.0, warmup=50, decay="cosine")

@@ -13,7 +13,7 @@ import torch
 
 import stillroom
 from stillroom.settings import Refusal
-from stillroom.train.files import write_atomically
+from stillroom.settings.files import write_atomically
 from stillroom.train.folder import read_rows
 
 Task = tuple[str, int]

@@ -33,7 +33,7 @@ from stillroom.claims.run import idle, run_in
 from stillroom.measure import held_modes
 from stillroom.recipes.msd import MSD
 from stillroom.settings import Optimizer
-from stillroom.train.files import read_json
+from stillroom.settings.files import read_json
 
 SPEC, N, MATCH, UPDATES = "grid:5:0.1", 5000, 500, 500
 RATE = Optimizer(lr=1e-3, clip=1.0, warmup=50, decay="cosine")

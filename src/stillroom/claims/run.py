@@ -24,8 +24,8 @@ from stillroom.claims import find
 from stillroom.claims.claim import Claim, verdict
 from stillroom.claims.kept import Kept, Outcome, Task, part_of
 from stillroom.settings import Refusal
+from stillroom.settings.files import write_atomically
 from stillroom.train.asked import asked_to_stop
-from stillroom.train.files import write_atomically
 from stillroom.train.folder import machine, now
 from stillroom.train.loop import Interrupted
 

@@ -32,8 +32,8 @@ from stillroom.claims.claim import Check, Claim
 from stillroom.claims.run import idle, run_in
 from stillroom.recipes.swiftbrush import SwiftBrush
 from stillroom.settings import Optimizer
+from stillroom.settings.files import read_json
 from stillroom.train import Role
-from stillroom.train.files import read_json
 
 RING, N, STEPS = "ring:8:0.15", 4000, 800
 WIDE, FAR, SHARE = "spread / truth's", "energy distance x 1000", "fake's share"

@@ -51,7 +51,7 @@ def run(word: str, arguments: list[str]) -> int:
     settings = parse(Settings, arguments, "stillroom cache", ABOUT)
     from stillroom.cli.draws import codec_at
     from stillroom.codecs.store import write_store
-    from stillroom.data import open_source
+    from stillroom.data import open_source, unreadable
     from stillroom.train.world import pick_device
 
     source = open_source(settings)
@@ -62,6 +62,8 @@ def run(word: str, arguments: list[str]) -> int:
 
     codec = codec_at(settings.codec).to(pick_device(settings.device))
     folder = write_store(settings.out, codec, source, settings, settings.batch, told)
+    if replaced := unreadable(source):
+        print(replaced, file=sys.stderr)
     print(f"{folder}  {len(source)} pictures")  # pyright: ignore[reportArgumentType]
     return 0
 

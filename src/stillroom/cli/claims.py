@@ -156,7 +156,7 @@ def write_picture(arguments: list[str]) -> int:
     from stillroom.claims import find
     from stillroom.claims.picture import side_by_side
     from stillroom.claims.run import one_thread, ready
-    from stillroom.train.files import write_atomically
+    from stillroom.settings.files import write_atomically
 
     path, pictures = Path(out), find(arguments[0]).pictures
     if pictures is None:

@@ -95,7 +95,6 @@ def form_of(codec, scale: float | None, tile: int, height: int, width: int):
 
 def encode(codec, source: Path, target: Path, settings: Settings) -> None:
     import torch
-    from safetensors import SafetensorError
 
     from stillroom.codecs.files import Encoded, write_encoded
 
@@ -103,11 +102,7 @@ def encode(codec, source: Path, target: Path, settings: Settings) -> None:
     form = form_of(codec, settings.scale, settings.tile, *x.shape[-2:])
     with torch.inference_mode():
         z = form.encode(x)[0].cpu()
-    encoded = Encoded(z, codec.space, (x.shape[-2], x.shape[-1]), form.scale)
-    try:
-        write_encoded(target, encoded, hash_of(codec))
-    except (OSError, SafetensorError) as error:
-        raise Refusal(f"{target} could not be written: {error}; give another folder: --out FOLDER") from None
+    write_encoded(target, Encoded(z, codec.space, (x.shape[-2], x.shape[-1]), form.scale), hash_of(codec))
     print(f"{target}  {' x '.join(map(str, z.shape))}")
 
 
@@ -147,7 +142,7 @@ def reconstruct(codec, source: Path, target: Path, settings: Settings) -> None:
 
 def write_picture(x, target: Path) -> None:
     from stillroom.cli.sample import png
-    from stillroom.train.files import write_atomically
+    from stillroom.settings.files import write_atomically
     from stillroom.train.pictures import grid
 
     write_atomically(target, png(grid(x.cpu(), tile=1, gap=0).convert("RGB")))

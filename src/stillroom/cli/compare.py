@@ -115,7 +115,7 @@ def run(word: str, arguments: list[str]) -> int:
     settings = parse(Settings, arguments, COMMAND, ABOUT)
     from stillroom.cli.comparison import compare
     from stillroom.report.compare import in_terminal, write_comparison
-    from stillroom.train.files import write_atomically
+    from stillroom.settings.files import write_atomically
 
     found = compare(specs, settings, quiet)
     write_atomically(settings.out / "compare.json", json.dumps(found, indent=1, allow_nan=False))

@@ -18,14 +18,16 @@ from torch import Tensor
 
 from stillroom import train
 from stillroom.cli.comparison_data import SHOWN, Part, pictures_of, real_features, space_of, told
-from stillroom.cli.draws import codec_at
+from stillroom.cli.draws import built, codec_at
 from stillroom.cli.evaluation import Space
 from stillroom.cli.progress import watch_for
 from stillroom.codecs import Codec, fingerprint
 from stillroom.data import Batch, Encoding, Latents, write_latents
 from stillroom.flows import Flow
+from stillroom.flows.prompts import digest_of
 from stillroom.flows.references import open_reference, parse_reference
 from stillroom.measure.metrics import is_few
+from stillroom.measure.perceptual import Lpips, lpips_in
 from stillroom.measure.portrait import said
 from stillroom.measure.spectral import spectral_slope
 from stillroom.report import compare_measures as measures
@@ -34,9 +36,9 @@ from stillroom.report.compare_measures import MOVED, VECTORS, plain, rgb
 from stillroom.report.compare_prior import Budget, patch_for
 from stillroom.report.compare_words import front
 from stillroom.settings import Refusal, nearest
-from stillroom.train.files import read_json, write_atomically
+from stillroom.settings.files import read_json, sha256, write_atomically
 from stillroom.train.pictures import grid
-from stillroom.train.teacher import open_teacher
+from stillroom.train.teacher import is_ours, open_teacher
 from stillroom.train.world import pick_device
 
 if TYPE_CHECKING:
@@ -52,7 +54,8 @@ class Entry:
     spec: str
     codec: Codec
     hash: str
-    reference: str      # "" for none
+    reference: str              # "" for none
+    law: Sequence[str] = ()     # what the reference's samples depend on
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,8 @@ class Table:
     crop: str
     space: Space
     real: Tensor                # [N, D]: features of what the priors learn from
+    lpips: Mapping[str, Lpips]
+    weights: Mapping[str, str]  # of LPIPS: digests
     budget: Budget
     device: torch.device
     settings: "Settings"
@@ -80,6 +85,8 @@ def compare(specs: Sequence[str], settings: "Settings", quiet: bool = False) -> 
     learned, held, crop = pictures_of(settings)
     entries = opened(specs, settings, learned)
     space = space_of(settings, learned, device)
+    lpips = lpips_in(Path(settings.lpips)) if settings.lpips else {}
+    weights = {net: digest_of(distance.state_dict()) for net, distance in lpips.items()}
     settings.out.mkdir(parents=True, exist_ok=True)
 
     def tell(text: str) -> None:
@@ -88,7 +95,7 @@ def compare(specs: Sequence[str], settings: "Settings", quiet: bool = False) -> 
 
     real, fresh = real_features(settings.out, learned, held, space, tell)
     floor = priors.against(fresh, real, settings.seed)
-    table = Table(learned, held, crop, space, real, budget, device, settings, tell, quiet)
+    table = Table(learned, held, crop, space, real, lpips, weights, budget, device, settings, tell, quiet)
     grid(rgb(held.first(SHOWN)), columns=SHOWN // 2).save(settings.out / "originals.png")
     found = [measured(entry, table) for entry in entries]
     about = {
@@ -122,7 +129,8 @@ def opened(specs: Sequence[str], settings: "Settings", learned: Part) -> list[En
         if size % codec.space.factor:
             raise Refusal(f"--size {size} is no multiple of {codec.space.factor}, the pixels that a latent of {spec} "
                           "spans")
-        entries.append(Entry(name, spec, codec, fingerprint(codec), references.get(name, "")))
+        reference = references.get(name, "")
+        entries.append(Entry(name, spec, codec, fingerprint(codec), reference, law_of(reference) if reference else ()))
     return entries
 
 
@@ -149,6 +157,17 @@ def references_of(settings: "Settings", names: Sequence[str]) -> dict[str, str]:
         parse_reference(spec if own else text)
         found |= {name: spec} if own else dict.fromkeys(names, text) | found
     return found
+
+
+def law_of(reference: str) -> list[str]:
+    """What its samples depend on: its text, and the file or run of ours that lies there now."""
+    spec = parse_reference(reference)
+    if spec.kind == "samples":
+        if not (file := Path(spec.file)).is_file():
+            raise Refusal(f"--reference {reference}: no such file of samples")
+        return [reference, sha256(file)]
+    ours = bool(spec.file) and is_ours(Path(spec.file))
+    return [reference, *([train.product_hash(spec.file), built(spec.file)] if ours else [])]
 
 
 # ---- one codec ----
@@ -184,7 +203,8 @@ def measured(entry: Entry, table: Table) -> dict[str, Any]:
     def tell(text: str) -> None:
         table.tell(f"{entry.name}: {text}")
 
-    back = kept("reconstruction", {k: of[k] for k in ("codec", "held")} | {"space": table.space.name, "lpips": s.lpips},
+    judges = {"space": table.space.name, "lpips": table.weights}
+    back = kept("reconstruction", {k: of[k] for k in ("codec", "held")} | judges,
                 lambda: reconstructed(entry, table, folder, tell), ["reconstructions.png"])
     latents = Encodes(entry, table, folder / f"latents-{short(of)}", tell)
     shape = kept("latents", of | {"seed": s.seed},
@@ -204,7 +224,7 @@ def measured(entry: Entry, table: Table) -> dict[str, Any]:
     rows = kept("generation", prior | how, lambda: sampled(entry, table, go(), folder, tell), ["samples.png"])
     away = None
     if entry.reference:
-        away = kept("reference", of | {"reference": entry.reference, "seed": s.seed},
+        away = kept("reference", of | {"reference": entry.law, "seed": s.seed},
                     lambda: to_reference(entry, table, latents, tell))
     halves_of = {half: sum(p.numel() for p in module.parameters()) for half, module in
                  (("encoder", codec.encoder), ("decoder", codec.decoder))}
@@ -220,7 +240,7 @@ def short(of: Mapping[str, Any]) -> str:
 
 def reconstructed(entry: Entry, table: Table, folder: Path, tell: Callable[[str], None]) -> dict[str, Any]:
     tell(f"{len(table.held)} held-out pictures there and back")
-    metrics, absent = measures.metrics_for(table.held.shape[-1], table.settings.lpips, table.device)
+    metrics, absent = measures.metrics_for(table.held.shape[-1], table.lpips, table.device)
     found, pictures = measures.reconstruction(entry.codec, table.held.batches(), metrics, table.space.of, SHOWN)
     grid(pictures, columns=SHOWN // 2).save(folder / "reconstructions.png")
     return found | {"absent": absent}

@@ -3,7 +3,7 @@ them."""
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,15 +14,15 @@ from torch import Tensor
 
 from stillroom.cli.evaluation import Space, learned_space
 from stillroom.cli.sides import Side, crop_of, test_split_of
-from stillroom.data import Batch, Source, encoding_card, open_source
+from stillroom.data import Batch, Some, Source, encoding_card, open_source, unreadable
 from stillroom.measure.inception import FidInception
 from stillroom.measure.metrics import halves
 from stillroom.measure.perceptual import RandomFeatures, pooled
 from stillroom.measure.reference import INCEPTION
 from stillroom.report.compare_measures import rgb
 from stillroom.settings import Images, Refusal
+from stillroom.settings.files import file_written_atomically
 from stillroom.train.checkpoint import load_tensors
-from stillroom.train.files import file_written_atomically
 
 if TYPE_CHECKING:
     from stillroom.cli.compare import Settings
@@ -33,18 +33,12 @@ SHOWN = 16              # pictures in a row of the page
 AT_ONCE = 64
 
 
-class Part:
-    """Some of a source's pictures, as a source."""
+class Part(Some):
+    """Some of a source's pictures, and `how` they came to be these."""
 
     def __init__(self, source: Source, rows: Tensor, how: str = ""):
-        self.source, self.rows, self.shape, self.classes = source, rows.tolist(), source.shape, source.classes
-        self.name, self.how = source.name, how
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def fetch(self, indices: Sequence[int], key: int) -> Batch:
-        return self.source.fetch([self.rows[i] for i in indices], key)
+        super().__init__(source, rows)
+        self.how = how
 
     def batches(self, start: int = 0) -> Iterator[Batch]:
         for first in range(start, len(self), AT_ONCE):
@@ -131,6 +125,9 @@ def real_features(out: Path, learned: Part, held: Part, space: Space,
                   tell: Callable[[str], None]) -> tuple[Tensor, Tensor]:
     """Of both parts, kept in a file that is named after them and the space."""
     key = hashlib.sha256(json.dumps([learned.digest, held.digest, space.name]).encode()).hexdigest()[:16]
+    for replaced in dict.fromkeys(map(unreadable, (learned, held))):        # both may be of one source
+        if replaced:
+            tell(replaced)
     file = out / f"real-{key}.safetensors"
     if not file.is_file():
         tell(f"real pictures in {space.name}")

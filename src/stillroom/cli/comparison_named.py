@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from stillroom.cli.comparison import called
-from stillroom.cli.draws import built, know_recipe
+from stillroom.cli.draws import CODECS, built, is_codec_name, know_recipe, require_there
 from stillroom.cli.evaluate import Settings as Asked
 from stillroom.cli.sides import Side, drawn
 from stillroom.flows import Denoiser
 from stillroom.flows.prompted import prompted
 from stillroom.settings import Refusal
+from stillroom.settings.files import read_json
 from stillroom.train import load_product, product_hash
-from stillroom.train.files import read_json
 from stillroom.train.product import product_folder
 from stillroom.train.teacher import is_ours
 
@@ -30,6 +30,7 @@ def places_of(spec: str) -> list[str]:
 
 
 def kind_of(place: str) -> str:
+    require_there(place, CODECS, is_codec_name(place))
     path = Path(place)
     if not is_ours(path) and not is_ours(path / "product"):
         return "codec"

@@ -31,7 +31,7 @@ from stillroom.measure.metrics import is_few, panel
 from stillroom.measure.samples import held_modes, modes, total_variation
 from stillroom.report.compare_measures import plain
 from stillroom.settings import Refusal, seed_of
-from stillroom.train.files import write_atomically
+from stillroom.settings.files import write_atomically
 from stillroom.train.pictures import grid
 from stillroom.train.world import pick_device
 
@@ -78,10 +78,13 @@ def opened_teacher(entries: Sequence[Entry], settings: "OfRuns", asked: Asked, d
     spec = settings.teacher or (named[0].teacher if named else "")
     if not spec:
         return None
-    if settings.teacher and named and identity(spec) != teacher_hash(named[0]):
-        raise Refusal(f"--teacher {spec}: is not the teacher of {named[0].place}, which names {named[0].teacher}")
     if not settings.teacher and (Path(spec).is_absolute() and not Path(spec).exists()):
         raise Refusal(f"{named[0].place}: its teacher is no longer at {spec}; say where it is: --teacher RUN")
+    if named and identity(spec) != teacher_hash(named[0]):
+        raise Refusal(f"--teacher {spec}: is not the teacher of {named[0].place}, which names {named[0].teacher}"
+                      if settings.teacher else
+                      f"{named[0].place}: at {spec} lies another model than the teacher that it was distilled from; "
+                      "say where that is: --teacher RUN")
     prompts = settings.prompts or (named[0].prompts if named else "")
     flow = teacher_of(replace(asked, teacher=spec, prompts=prompts), runs[0].side).to(device)
     if (net := prompted(flow)) and net.prompts.sha256 != runs[0].table:

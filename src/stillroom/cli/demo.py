@@ -33,7 +33,7 @@ def run(word: str, arguments: list[str]) -> int:
                             "--scratch", str(runs["scratch"]), "--linear", "photos:train", "--most-latents", "2.25",
                             "--save", *(["--quiet"] if quiet else [])])
     page = settings.out / "index.html"
-    from stillroom.train.files import write_atomically
+    from stillroom.settings.files import write_atomically
 
     write_atomically(page, the_page(settings.out, runs, measured))
     print(f"the tour's page: {page}\nits runs:        {', '.join(str(r) for r in runs.values())}")
@@ -99,7 +99,7 @@ def the_page(out: Path, runs: Mapping[str, Path], measured: Path) -> str:
 
 
 def path_words(folder: Path) -> str:
-    from stillroom.train.files import read_json
+    from stillroom.settings.files import read_json
 
     info = read_json(folder / "run.json")
     return f"{info['steps']} steps of {info['recipe']} in {info['seconds']:.0f} s"

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from stillroom.codecs import Codec
 
+CODECS = "a run, `bundled`, a TAESD weight file, or a diffusers folder or hub id"
 AT_ONCE = 256           # samples, about, that one who is killed loses
 DECODED = 16            # latents at once
 
@@ -39,6 +40,12 @@ class Drawing:
     codec: Where = ""
     """Decodes latents: the codec that made those on which the run was trained."""
     device: str = "auto"
+
+
+def given(settings: Drawing, *names: str) -> str:
+    """Those of these flags that are not as they are by default."""
+    fields = type(settings).__dataclass_fields__
+    return ", ".join(f"--{name}" for name in names if getattr(settings, name) != fields[name].default)
 
 
 Sampler = Callable[..., "Tensor"]        # (n, seed, y=, batch=, first=) -> x [n, *shape]
@@ -123,7 +130,7 @@ def open_draws(place: Path, settings: Drawing) -> Draws:
 
 def built(place: Path | str) -> str:
     """Names what a product's parts are built with: its sampler, steps and shift, of which the weights do not tell."""
-    from stillroom.train.files import read_json
+    from stillroom.settings.files import read_json
     from stillroom.train.product import product_folder
 
     parts = read_json(product_folder(place) / "product.json")["parts"]
@@ -131,8 +138,8 @@ def built(place: Path | str) -> str:
 
 
 def points(parts, settings: Drawing, card: dict) -> Draws:
-    if settings.guidance != 1 or settings.steps is not None or settings.weak or settings.interval != (0, 1):
-        raise Refusal("points are not sampled anew: leave out --guidance and --steps")
+    if told := given(settings, "seed", "steps", "guidance", "weak", "interval"):
+        raise Refusal(f"points are not sampled anew: leave out {told}")
     x, y = parts["points"], parts.get("labels")
 
     def sampler(n: int, _seed: int, first: int = 0, **_how) -> "Tensor":
@@ -214,6 +221,20 @@ def open_decoder(spec: str, encoding: Mapping[str, Any] | None, shape: tuple[int
             raise Refusal(f"codec {spec}: the latents are of another codec ({encoding['codec'][:12]}, and this is "
                           f"{name[:12]}); give that one, or one distilled from it")
     return codec, name
+
+
+def require_there(place: str, takes: str, is_name: bool = False) -> None:
+    """What is mistyped is refused as such, before anything else is said of it. `is_name`: no path need lie there."""
+    if not is_name and not Path(place).exists():
+        raise Refusal(f"{place}: no such file or folder; give {takes}")
+
+
+def is_codec_name(text: str) -> bool:
+    """`bundled`, or what may be a hub id: owner/model, unless a folder of that owner holds runs of ours."""
+    from stillroom.train.teacher import is_ours
+
+    hub = re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", text) is not None
+    return text == "bundled" or (hub and not any(map(is_ours, Path(text).parent.glob("*"))))
 
 
 def know_recipe(place: Path) -> None:

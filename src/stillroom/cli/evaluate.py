@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from stillroom.cli.draws import Drawing
+from stillroom.cli.draws import Drawing, require_there
 from stillroom.cli.flags import parse
 from stillroom.settings import Count, Natural, Refusal, Share, Where
 
@@ -52,12 +52,13 @@ def run(word: str, arguments: list[str]) -> int:
             parse(Settings, ["--help"], COMMAND, ABOUT)
         raise Refusal(f"usage: {COMMAND} --data DATA [--n 2000]; see stillroom evaluate --help")
     settings = parse(Settings, arguments[1:], COMMAND, ABOUT)
+    require_there(arguments[0], "a run, a folder of pictures or a .npz file")
     if not settings.data and settings.stats is None:
         raise Refusal(f"{COMMAND}: --data DATA must be given, or --stats FILE")
     if settings.save_stats is not None and not settings.data:
         raise Refusal(f"{COMMAND}: --save-stats needs --data, of which the statistics are")
     from stillroom.cli.evaluation import evaluate
-    from stillroom.train.files import write_atomically
+    from stillroom.settings.files import write_atomically
 
     report = evaluate(arguments[0], settings)
     print(report.text())

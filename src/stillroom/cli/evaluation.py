@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from stillroom.cli.draws import Draws, know_recipe
-from stillroom.cli.sides import Side, in_channels, open_real, open_samples, pictures_of, require_comparable
+from stillroom.cli.sides import Side, in_like_channels, open_real, open_samples, pictures_of, require_comparable
 from stillroom.flows import Flow, Mixture
 from stillroom.measure import as_8bit
 from stillroom.measure.distances import directions, has_pairs, paired_error
@@ -112,6 +112,8 @@ def evaluate(place: str, settings: "Settings") -> Report:
         report.tables.append(against(stats, settings.stats, spaces, mine, floor))
     if samples.encoding is None and real is not None and real.encoding is not None:
         report.notes.append("samples do not say of which codec their latents are: not looked at")
+    if real is not None and real.grey:
+        report.notes.append("the data are grey and the samples in colour: the data are taken in three equal channels")
     if is_mixture(settings.data):
         report.more["modes"] = modes_of(settings.data, mine, floor, report)
     if teacher is not None:
@@ -134,10 +136,8 @@ def sides(place: str, settings: "Settings", device: torch.device) -> tuple[Side,
     real, fresh = (pictures_of(side, settings.codec, device) for side in pair) if settings.codec else pair
     if settings.codec and first is samples and real is pair[0]:
         raise Refusal(f"--codec {settings.codec}: there are no latents to decode; leave it out")
-    if settings.codec:                      # which answers three channels
-        real, fresh = in_channels(real, 3), in_channels(fresh, 3)
-    elif samples.draws is None and real.kind == "pixels" and real.shape[0] == 1:
-        samples = in_channels(samples, 1)   # a .png of ours holds grey pictures in three equal channels
+    stored = first is samples and samples.draws is None
+    samples, real, fresh = in_like_channels(samples, real, fresh, stored)
     require_comparable(samples, real, bool(settings.codec))
     return samples, real, fresh
 
@@ -192,13 +192,19 @@ def learned_space(spec: str, samples: Side, real: Side | None, device: torch.dev
     know_recipe(Path(spec))
     net, card = frozen(part_of(spec, "features")).to(device), load_product(spec).card
     encoding = samples.encoding or (real and real.encoding)
-    if len(samples.shape) != 3 or card.get("shape", samples.shape)[0] != samples.shape[0]:
+    channels = card.get("shape", samples.shape)[0]
+    grey = channels == 1 and real is not None and real.grey
+    if len(samples.shape) != 3 or not (grey or channels == samples.shape[0]):
         raise Refusal(f"features {spec}: they are of {card.get('shape')}, and these are {list(samples.shape)}")
     if card.get("encoding") != encoding:
         raise Refusal(f"features {spec}: learned on other latents, or on pictures where these are latents, or the "
                       "other way round")
     name, how = f"features {product_hash(spec)[:12]}", f"pooled, of {spec}"
-    return Space(name, lambda x: net.pooled(x.to(device)).float().cpu(), how)
+
+    def of(x: Tensor) -> Tensor:
+        return net.pooled((x.mean(1, keepdim=True) if grey else x).to(device)).float().cpu()
+
+    return Space(name, of, f"{how}, of the mean of three channels" if grey else how)
 
 
 @torch.no_grad()

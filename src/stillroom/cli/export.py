@@ -48,7 +48,7 @@ def run(word: str, arguments: list[str]) -> int:
 
 def kind_of(place: Path) -> str:
     """Of a product; "" of another program's codec."""
-    from stillroom.train.files import read_json
+    from stillroom.settings.files import read_json
     from stillroom.train.product import product_folder
     from stillroom.train.teacher import is_ours
 
@@ -73,7 +73,7 @@ def export_student(place: str, kind: str, settings: Settings) -> Path:
 
 def card_of(place: Path) -> dict[str, Any]:
     """What the product says of itself; another program's folder says nothing."""
-    from stillroom.train.files import read_json
+    from stillroom.settings.files import read_json
     from stillroom.train.product import product_folder
     from stillroom.train.teacher import BUNDLED, is_ours
 

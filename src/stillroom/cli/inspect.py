@@ -82,12 +82,15 @@ def run(word: str, arguments: list[str]) -> int:
         raise Refusal("usage: stillroom inspect PLACE [--flow RUN] [--against PLACE2]; see stillroom inspect --help")
     settings = parse(Settings, arguments, "stillroom inspect PLACE", ABOUT)
     refuse_what_cannot_be(settings)
+    from stillroom.cli.draws import require_there
     from stillroom.report.geometry import in_terminal, write_inspection
-    from stillroom.train.files import write_atomically
+    from stillroom.settings.files import write_atomically
     from stillroom.train.world import pick_device
 
-    device = pick_device(settings.device)
     places = [place, *settings.against]
+    for each in places:
+        require_there(each, "a store of latents, a data set, a codec, a flow or a generator", is_space_name(each))
+    device = pick_device(settings.device)
     subjects = [with_flow(subject_at(p, settings, device), flow, device)
                 for p, flow in zip_longest(places, settings.flow, fillvalue="")]
     found = {"places": [measured(subject, settings) for subject in subjects],
@@ -134,10 +137,19 @@ def subject_at(place: str, settings: Settings, device) -> Subject:
     return Subject(source.name, what if x.ndim > 2 else "points", x, y, source.classes, encoding)
 
 
+def is_space_name(text: str) -> bool:
+    """What is looked at without a path of that name: the bundled codec, a closed form, data with a split or mixed."""
+    from stillroom.data.mixed import mixture
+    from stillroom.data.open import is_known
+    from stillroom.train.teacher import is_mixture
+
+    return text == "bundled" or is_mixture(text) or all(is_known(name) for _, name in mixture(text, is_known))
+
+
 def kind_of(place: str) -> str:
     """`data`, or what a run, a product or a model's folder holds."""
     from stillroom.cli.draws import know_recipe
-    from stillroom.train.files import read_json
+    from stillroom.settings.files import read_json
     from stillroom.train.product import product_folder
     from stillroom.train.teacher import is_mixture, is_ours
 
@@ -199,23 +211,17 @@ def drawn(place: str, kind: str, settings: Settings, device) -> Subject:
     from stillroom.train.product import load_product
     from stillroom.train.teacher import is_ours, open_teacher
 
-    s, extra = settings, {}
+    s = settings
     card = load_product(place).card if is_ours(Path(place)) else {}
-    model: Any
-    if kind == "flow":
-        model, extra = open_teacher(place), {"steps": s.steps}
-    elif s.steps is None:
-        model = load_product(place).parts["generator"]
-    else:
-        raise Refusal(f"{place}: a generator answers in one step; leave out --steps")
+    model: Any = open_teacher(place) if kind == "flow" else load_product(place).parts["generator"]
     model = model.to(device)
-    x = model.sample(s.n, s.seed, guidance=s.guidance, batch=s.batch, **extra)
+    x = model.sample(s.n, s.seed, guidance=s.guidance, batch=s.batch, steps=s.steps)
     encoding = card.get("encoding")
     if encoding is not None:
         encoding = Encoding(LatentSpace(**encoding["space"]), encoding["codec"], encoding["crop"])
     names = None if model.classes is None else tuple(map(str, range(model.classes)))
     return Subject(place, f"samples of a {kind}", x, model.labels(0, s.n), names, encoding,
-                   model if kind == "flow" else None, "a generator answers in one step: it has no trajectories")
+                   model if kind == "flow" else None, "a generator has no trajectories")
 
 
 def with_flow(subject: Subject, spec: str, device) -> Subject:
@@ -241,6 +247,7 @@ def with_flow(subject: Subject, spec: str, device) -> Subject:
 def measured(subject: Subject, settings: Settings) -> dict[str, Any]:
     from stillroom.measure.geometry import cloud_of
     from stillroom.measure.portrait import Abstains, portrait, said
+    from stillroom.report.compare_measures import plain
 
     x, space = subject.x.float(), None if subject.encoding is None else subject.encoding.space
     stages: dict[Stage, Tensor] = {"after": x}          # without a normaliser too: it would change nothing
@@ -303,14 +310,3 @@ def linear_velocity(flow: "Flow", y: "Tensor | None") -> "Callable[[Tensor, Tens
         return convert(native, x_t, c, denoiser.prediction, "eps") - convert(native, x_t, c, denoiser.prediction, "x0")
 
     return velocity
-
-
-def plain(thing: Any) -> Any:
-    """Records and tensors as JSON holds them."""
-    if hasattr(thing, "_asdict"):
-        return {key: plain(value) for key, value in thing._asdict().items()}
-    if isinstance(thing, dict):
-        return {str(key): plain(value) for key, value in thing.items()}
-    if isinstance(thing, list | tuple):
-        return [plain(value) for value in thing]
-    return thing.tolist() if hasattr(thing, "tolist") else thing

@@ -2,21 +2,41 @@
 
 from pathlib import Path
 
-from stillroom.cli.flags import take
+from stillroom.cli.flags import take, take_value
 from stillroom.recipes import find
-from stillroom.settings import Refusal
+from stillroom.settings import Refusal, Run
+from stillroom.settings.limits import places_of
+
+USAGE = "usage: stillroom resume RUN [--quiet] [--SETTING PLACE ...]"
+ABOUT = """Goes on from the run's last good checkpoint. Where data, a teacher or another place that its settings name
+has moved, say where it is now: --data PLACE, --teacher PLACE. It must hold what the run began with."""
 
 
 def run(word: str, arguments: list[str]) -> int:
-    quiet = take(arguments, "--quiet")
-    if len(arguments) != 1 or arguments[0] in ("-h", "--help"):
-        if arguments and arguments[0] in ("-h", "--help"):
-            print("usage: stillroom resume RUN [--quiet]\n\nGoes on from the run's last good checkpoint.")
-            return 0
-        raise Refusal("usage: stillroom resume RUN")
+    if not arguments or arguments[0] in ("-h", "--help"):
+        if not arguments:
+            raise Refusal(USAGE)
+        print(f"{USAGE}\n\n{ABOUT}")
+        return 0
     from stillroom import train
     from stillroom.cli.progress import watch_for
     from stillroom.cli.train import finish, is_first
 
-    folder = train.resume(Path(arguments[0]), find, watch=watch_for(quiet or not is_first()))
+    quiet = take(arguments, "--quiet")
+    path = Path(arguments.pop(0))
+    if arguments and not arguments[0].startswith("--"):
+        raise Refusal(USAGE)
+    _, settings, _ = train.read_run(path, find)
+    moved = taken_places(type(settings), arguments)
+    if arguments:
+        raise Refusal(f"{USAGE}; {arguments[0]!r} is no place that the settings of {path} name")
+    folder = train.resume(path, find, watch=watch_for(quiet or not is_first()), moved=moved)
     return finish(folder, quiet)
+
+
+def taken_places(cls: type[Run], arguments: list[str]) -> dict[str, str]:
+    from stillroom.cli.train import anchored_place
+
+    given = {name: (take_value(arguments, f"--{name.replace('_', '-')}"), place)
+             for name, place in places_of(cls).items()}
+    return {name: anchored_place(text, place) for name, (text, place) in given.items() if text is not None}

@@ -47,9 +47,13 @@ def run(word: str, arguments: list[str]) -> int:
     stop = stop if draws.limit is None else min(stop, draws.limit)
     write = writer(draws, out)
     if settings.grid is not None:
+        require_apart(settings.grid, out)
         require_picture(draws, settings.grid)
-        write_sheet(draws, settings.grid, first, min(stop, first + SHEET))
     write(draws, out, first, stop)
+    if stop < first + settings.n:
+        print(f"{place}: holds {draws.limit} points: {stop - first} are written", file=sys.stderr)
+    if settings.grid is not None:           # last: what refuses --out leaves nothing
+        write_sheet(draws, settings.grid, first, min(stop, first + SHEET))
     print(out)
     return 0
 
@@ -73,6 +77,12 @@ def require_picture(draws: Draws, out: Path) -> None:
         raise no_pictures(draws)
 
 
+def require_apart(sheet: Path, out: Path) -> None:
+    """A sheet among the pictures of a draw would be taken for one of another."""
+    if out.resolve() in (sheet.resolve(), *sheet.resolve().parents):
+        raise Refusal(f"--grid {sheet}: would lie in --out {out}, among the samples; give it another place")
+
+
 def no_pictures(draws: Draws) -> Refusal:
     decode = ", or give the --codec that decodes them" if len(draws.shape) == 3 else ""
     return Refusal(f"samples of shape {draws.shape} are no pictures; write them to FILE.npz{decode}")
@@ -84,7 +94,7 @@ def no_pictures(draws: Draws) -> Refusal:
 def write_sheet(draws: Draws, out: Path, first: int, stop: int) -> None:
     import torch
 
-    from stillroom.train.files import write_atomically
+    from stillroom.settings.files import write_atomically
     from stillroom.train.pictures import cloud, grid
 
     x = torch.cat([part for _, part in draws.chunks(first, stop)])
@@ -104,7 +114,7 @@ def png(image, **more) -> bytes:
 def write_folder(draws: Draws, out: Path, first: int, stop: int) -> None:
     from PIL.PngImagePlugin import PngInfo
 
-    from stillroom.train.files import write_atomically
+    from stillroom.settings.files import write_atomically
     from stillroom.train.pictures import grid
 
     mark = PngInfo()
@@ -154,7 +164,7 @@ def tell_if_resumed(out: Path, there: int) -> None:
 def write_arrays(draws: Draws, out: Path, first: int, stop: int) -> None:
     """Samples go to files beside the one to be written as they are drawn, and are put together at the end: memory
     holds one chunk."""
-    from stillroom.train.files import write_atomically
+    from stillroom.settings.files import write_atomically
 
     parts = out.with_name(f".{out.name}.part")
     card = {"draw": draws.digest, "start": first}
@@ -173,7 +183,7 @@ def begun(parts: Path, card: dict, first: int, out: Path) -> int:
     """How many samples an unfinished draw has left."""
     import numpy as np
 
-    from stillroom.train.files import read_json
+    from stillroom.settings.files import read_json
 
     if not (parts / "draw.json").is_file():
         return 0
@@ -189,7 +199,7 @@ def begun(parts: Path, card: dict, first: int, out: Path) -> int:
 def put_together(parts: Path, draws: Draws, out: Path, first: int, stop: int) -> None:
     import numpy as np
 
-    from stillroom.train.files import file_written_atomically
+    from stillroom.settings.files import file_written_atomically
 
     y = draws.labels(first, stop - first)
     about = {"draw": draws.digest, "start": first, "encoding": draws.encoding, **draws.card}

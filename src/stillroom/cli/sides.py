@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from stillroom.cli.draws import DECODED, Draws, labels_of, open_decoder, open_draws
+from stillroom.cli.draws import DECODED, Draws, given, labels_of, open_decoder, open_draws
 from stillroom.data import (
     BUILTIN,
     ImageTable,
@@ -52,6 +52,8 @@ class Side:
     classes: int | None = None
     """Of real data."""
     notes: tuple[str, ...] = ()
+    grey: bool = False
+    """Pictures of one channel, in three equal ones."""
 
     @property
     def kind(self) -> str:
@@ -68,10 +70,8 @@ class Side:
 def open_samples(place: Path, settings: "Settings") -> Side:
     if is_ours(place) or is_ours(place / "product"):
         return drawn(place, settings)
-    given = [f"--{k}" for k in ("steps", "guidance", "weak", "interval", "seed", "teacher")
-             if getattr(settings, k) != type(settings).__dataclass_fields__[k].default]
-    if given:
-        raise Refusal(f"{place}: its samples are there already: leave out {', '.join(given)}")
+    if told := given(settings, "steps", "guidance", "weak", "interval", "seed", "teacher"):
+        raise Refusal(f"{place}: its samples are there already: leave out {told}")
     if settings.labels == "data":
         raise Refusal(f"{place}: its samples have the labels that they have: leave out --labels")
     if place.suffix == ".npz":
@@ -259,11 +259,19 @@ def in_channels(side: Side, channels: int) -> Side:
 
     def batches(law: Tensor | None) -> Batches:
         for x, y in side.batches(law):
-            if channels == 1 and not bool((x == x[:, :1]).all()):
-                raise Refusal(f"{side.name}: holds pictures in colour, and the data are grey")
             yield x.expand(-1, 3, -1, -1) if channels == 3 else x[:, :1], y
 
-    return replace(side, shape=(channels, *side.shape[1:]), batches=batches)
+    return replace(side, shape=(channels, *side.shape[1:]), batches=batches, grey=channels == 3)
+
+
+def in_like_channels(samples: Side, real: Side, fresh: Side, stored: bool) -> tuple[Side, Side, Side]:
+    """Grey data beside pictures in three channels: all in three, unless these are `stored` and grey throughout, as
+    what `sample` draws in grey comes back from a folder."""
+    if (samples.kind, samples.shape[0], real.kind, real.shape[0]) != ("pixels", 3, "pixels", 1):
+        return samples, real, fresh
+    if stored and all(bool((x == x[:, :1]).all()) for x, _ in samples.batches(None)):
+        return in_channels(samples, 1), real, fresh
+    return samples, in_channels(real, 3), in_channels(fresh, 3)
 
 
 def require_comparable(samples: Side, real: Side, has_codec: bool) -> None:

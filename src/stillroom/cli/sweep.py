@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from stillroom.cli.draws import CODECS, is_codec_name, require_there
 from stillroom.cli.flags import parse, take
 from stillroom.settings import Count, Natural, Positive, Refusal, Where, nearest
 
@@ -69,6 +70,7 @@ def run(word: str, arguments: list[str]) -> int:
     if not place and not {"-h", "--help"} & set(arguments):
         raise Refusal("usage: stillroom sweep RUN --data HELDOUT; see stillroom sweep --help")
     settings = parse(Settings, arguments, "stillroom sweep RUN", ABOUT)
+    require_there(place, CODECS, is_codec_name(place))
     tell = (lambda text: None) if quiet else partial(print, file=sys.stderr, flush=True)
     sizes = numbers(settings.sizes, "--sizes", int, SMALLEST, LARGEST)
     scales = numbers(settings.scales, "--scales", float, 0.01, 100)
@@ -252,7 +254,7 @@ def by_one(function, device):
 # ---- what is left behind ----
 
 def write_tables(out: Path, found: Mapping[str, Any]) -> None:
-    from stillroom.train.files import write_atomically
+    from stillroom.settings.files import write_atomically
 
     write_atomically(out / "sweep.json", json.dumps(found, indent=1, allow_nan=False))
     write_atomically(out / "sweep.csv", table(found["rows"]))

@@ -10,13 +10,14 @@ from stillroom import recipes
 from stillroom.cli.flags import parse, take, take_value
 from stillroom.recipes import find, listing
 from stillroom.settings import Refusal, Run, expanded, nearest, read_toml
-from stillroom.settings.limits import Place, hints_of
+from stillroom.settings.limits import Place, places_of
 
 
 def run(word: str, arguments: list[str]) -> int:
     names = [e.name for e in listing() if e.verb == word]
     if not arguments or arguments[0] in ("-h", "--help"):
-        print(f"usage: stillroom {word} RECIPE [--config FILE | --preset NAME] [--plan] [--quiet] [SETTINGS]\n")
+        preset = " | --preset NAME" if any(map(presets_of, names)) else ""
+        print(f"usage: stillroom {word} RECIPE [--config FILE{preset}] [--plan] [--quiet] [SETTINGS]\n")
         print("\n".join(f"  {e.name:<12} {e.title}" for e in listing() if e.verb == word))
         print(f"\nOne recipe's settings: stillroom {word} {names[0]} --help. Your own: stillroom distill FILE.py:CLASS")
         return 0
@@ -36,20 +37,24 @@ def run(word: str, arguments: list[str]) -> int:
         name = read_toml(Path(config)).get("recipe", name)      # a codec of another kind has a recipe of its own
     recipe, name = find(name), anchored_name(name)
     if config:
-        check_recipe(Path(config), name, word)
+        check_recipe(Path(config), name)
     command = f"stillroom {word} {name}"
-    also = "Also: --config FILE.toml, --preset NAME, --plan (cost only), --quiet."
+    presets = f"--preset {' | '.join(presets_of(name))}, " if presets_of(name) else ""
+    also = f"Also: --config FILE.toml, {presets}--plan (cost only), --quiet."
     description = f"{inspect.cleandoc(doc_of(recipe))}\n\n{also}"
     settings = parse(recipe.Settings, rest, command, description, Path(config) if config else None, also=("recipe",))
     settings = anchored(settings)
     return print_plan(recipe, settings, quiet) if plan else start(recipe, settings, name, quiet)
 
 
+def presets_of(recipe: str) -> dict[str, Path]:
+    """Settings files that come with a recipe, by name."""
+    files = sorted((Path(recipes.__file__).parent / "presets").glob("*.toml"))
+    return {p.stem.partition(".")[2]: p for p in files if p.name.partition(".")[0] == recipe}
+
+
 def preset_file(recipe: str, preset: str) -> Path:
-    """A settings file that comes with the recipe."""
-    folder = Path(recipes.__file__).parent / "presets"
-    known = {p.stem.partition(".")[2]: p for p in sorted(folder.glob(f"{recipe}.*.toml"))}
-    if not known:
+    if not (known := presets_of(recipe)):
         raise Refusal(f"{recipe} has no presets")
     if preset not in known:
         raise Refusal(f"{recipe} has no preset {preset!r}{nearest(preset, known)}")
@@ -67,20 +72,19 @@ def anchored_name(name: str) -> str:
     return f"{Path(file).resolve()}:{cls}" if colon else name
 
 
-def check_recipe(config: Path, name: str, word: str) -> None:
+def check_recipe(config: Path, name: str) -> None:
     """A run's own settings.toml is a settings file too, but of its own recipe only."""
     written = read_toml(config).get("recipe", name)
     if written != name:
-        raise Refusal(f"{config}: settings of the recipe {written}, not of {name}; use stillroom {word} {written}")
+        verb = next((e.verb for e in listing() if e.name == written), "distill")
+        raise Refusal(f"{config}: settings of the recipe {written}, not of {name}; use stillroom {verb} {written}")
 
 
 def anchored(settings: Run) -> Run:
     """Paths that exist become absolute, so that the run can be resumed from any folder."""
-    hints = hints_of(type(settings))
-    changed = {}
+    places, changed = places_of(type(settings)), {}
     for field in dataclasses.fields(settings):
-        value = getattr(settings, field.name)
-        place = next((m for m in getattr(hints[field.name], "__metadata__", ()) if isinstance(m, Place)), None)
+        value, place = getattr(settings, field.name), places.get(field.name)
         if isinstance(value, Path) and field.name != "out":     # which is where the run lies, and may be moved
             changed[field.name] = expanded(value).absolute()
         if isinstance(value, str) and value and (place or os.sep in value):
@@ -143,6 +147,9 @@ def print_plan(recipe: type, settings: Run, quiet: bool) -> int:
             print(f"{role + ' trains':<22} {count:,} parameters")
         print(f"{'precision':<22} {plan.precision}")
         print(f"{'memory':<22} {plan.memory_gib:.2f} GiB at its peak")
-        print(f"{'time per step':<22} {1e3 * plan.seconds_per_step:.1f} ms")
+        for stage, seconds in plan.stages:
+            print(f"{'stage ' + stage.name:<22} {stage.steps} steps of {1e3 * seconds:.1f} ms")
+        if plan.begins:
+            print(f"{'not counted':<22} what is done as a stage begins: {', '.join(plan.begins)}")
         print(f"{'whole run':<22} {plan.steps} steps, {plan.total_seconds / 60:.1f} minutes")
     return 0

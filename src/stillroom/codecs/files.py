@@ -12,6 +12,7 @@ from torch import Tensor
 from stillroom.codecs.codec import Codec
 from stillroom.data import LatentSpace
 from stillroom.settings import Refusal
+from stillroom.settings.files import file_written_atomically
 
 
 class Encoded(NamedTuple):
@@ -26,9 +27,8 @@ def write_encoded(path: Path, encoded: Encoded, codec: str) -> None:
     z, space, size, scale = encoded
     metadata = {"space": json.dumps(dataclasses.asdict(space)), "codec": codec, "size": json.dumps(size),
                 "scale": repr(scale)}
-    new = path.with_name(f".{path.name}.new")
-    save_file({"z": z.contiguous()}, new, metadata=metadata)
-    new.replace(path)
+    with file_written_atomically(path) as new:
+        save_file({"z": z.contiguous()}, new, metadata=metadata)
 
 
 def read_encoded(path: Path) -> Encoded:

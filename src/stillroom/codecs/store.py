@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from stillroom.codecs.codec import Codec, fingerprint
-from stillroom.data import Batch, Encoding, Source, Stream, named, write_latents
+from stillroom.data import Batch, Encoding, Source, Stream, named, unreadable, write_latents
 from stillroom.settings import Images, Refusal
 
 LEAST, SHARDS = 64, 256     # pictures a file at least, and files at most, about: what is killed loses one file's
@@ -19,7 +19,8 @@ def nobody(_said: object) -> None:
 def write_store(folder: Path, codec: Codec, source: Source | Stream, images: Images, batch: int = 16,
                 told: Callable[[int], None] = nobody, note: Callable[[str], None] = nobody) -> Path:
     """Interrupted, it goes on after the last whole file; finished, it is left as it is. `told` hears how many pictures
-    are encoded, `note` that it begins."""
+    are encoded, `note` that it begins, and what
+    could not be read."""
     if not isinstance(source, Source):
         raise Refusal(f"{source.name}: a stream is not cached; give a folder or a parquet file")
     if images.crop != "centre" or images.flip:
@@ -43,3 +44,5 @@ def _encoded(codec: Codec, source: Source, start: int, batch: int, told: Callabl
             z = codec.space.denormalise(codec.encode(x.to(codec.device))).cpu()
         told(last)
         yield Batch(z, y)
+    if replaced := unreadable(source):
+        note(replaced)

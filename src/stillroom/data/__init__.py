@@ -2,7 +2,7 @@
 
 from stillroom.data.batch import Batch, Item, Source, Stream, named
 from stillroom.data.builtin import CREDITS, Photos, digits
-from stillroom.data.images import ImageTable, Unreadable, decode, signed_picture, square
+from stillroom.data.images import ImageTable, Unreadable, decode, signed_picture, square, unreadable
 from stillroom.data.latents import Encoding, Latents, LatentSpace, encoding_card, write_latents
 from stillroom.data.loader import Loader
 from stillroom.data.mixed import Mixed
@@ -11,12 +11,14 @@ from stillroom.data.order import indices, uniforms
 from stillroom.data.pairs import Pairs, write_pairs
 from stillroom.data.pictures import Pictures, pictures, sample
 from stillroom.data.scenes import SHAPES, Scenes, leaves, shapes
+from stillroom.data.some import Parted, Some
 from stillroom.data.streams import TarStream
 from stillroom.data.tensors import Tensors
 
 __all__ = [
     "BUILTIN", "CREDITS", "SHAPES", "Batch", "Encoding", "ImageTable", "Item", "LatentSpace", "Latents", "Loader",
-    "Mixed", "Pairs", "Photos", "Pictures", "Scenes", "Source", "Stream", "TarStream", "Tensors", "Unreadable",
+    "Mixed", "Pairs", "Parted", "Photos", "Pictures", "Scenes", "Some", "Source", "Stream", "TarStream", "Tensors",
+    "Unreadable",
     "decode", "digits", "encoding_card", "indices", "leaves", "named", "open_source", "pictures", "sample", "shapes",
-    "signed_picture", "square", "uniforms", "write_latents", "write_pairs",
+    "signed_picture", "square", "uniforms", "unreadable", "write_latents", "write_pairs",
 ]

@@ -196,6 +196,7 @@ class Tally:
     def __init__(self, name: str, share: float, count: int | None = None):
         self.name, self.share, self.seen, self.bad = name, share, 0, dict[str, str]()
         self._enough = min(100, count or 100)
+        self._missed, self._refusal = 0, ""         # a stream misses a bad picture once in every epoch
         self._lock = threading.Lock()
 
     def record(self, title: str, reason: str | None = None) -> None:
@@ -203,12 +204,27 @@ class Tally:
             self.seen += 1
             if reason is not None:
                 self.bad[title] = reason
+                self._missed += 1
             if self.seen >= self._enough and len(self.bad) > self.share * self.seen:
-                raise Refusal(
+                self._refusal = (
                     f"{self.name}: {len(self.bad)} of {self.seen} images seen so far are unreadable "
                     f"({len(self.bad) / self.seen:.1%}, more than {self.share:.1%}): {self.examples()}; "
                     "mend or remove them, or raise bad_share"
                 )
+        self.check()
+
+    def check(self) -> None:
+        """To be asked before every fetch: what a thread read ahead may have been thrown away, its refusal with it."""
+        if self._refusal:
+            raise Refusal(self._refusal)
+
+    def told(self) -> str:
+        """What was replaced, in a line; nothing, where nothing was."""
+        with self._lock:
+            if not self.bad:
+                return ""
+            return (f"{self.name}: {self._missed} of {self.seen} pictures seen could not be read, and others took "
+                    f"their place: {self.examples()}")
 
     def examples(self) -> str:
         shown = [f"{title} ({reason})" for title, reason in list(self.bad.items())[:3]]
@@ -226,8 +242,8 @@ class ImageTable:
             raise Refusal(f"{rows.name}: holds no images")
         self.rows, self.name, self.classes, self.stamp = rows, rows.name, rows.classes, rows.stamp
         self.law, self.flip, self.shape = crop_law(size, crop, shrink), flip, (3, size, size)
-        self._tally = Tally(rows.name, bad_share, rows.count)
-        self._tried = bytearray(rows.count)
+        self.tally = Tally(rows.name, bad_share, rows.count)
+        self._tried, self._lock = bytearray(rows.count), threading.Lock()
         self._stands_in = torch.arange(rows.count)                       # index -> the readable index shown for it
         self._shelf = Shelf(rows.count, self.shape, keep=not self.law.random)
         self._album = Album(MEMORY_LIMIT if self.law.random else 0)
@@ -238,9 +254,10 @@ class ImageTable:
     @property
     def bad(self) -> dict[str, str]:
         """Name of each unreadable picture met so far, and the reason."""
-        return self._tally.bad
+        return self.tally.bad
 
     def fetch(self, indices: Sequence[int], key: int) -> Batch:
+        self.tally.check()
         rows, u = torch.as_tensor(indices, dtype=torch.int64), uniforms(indices, key, 4)
         squares = self._shelf.take(rows, u, self._make)
         x = signed(mirror(squares, u[:, 2]) if self.flip else squares)
@@ -260,7 +277,7 @@ class ImageTable:
                     self._stands_in[index] = shown
                     return self.law.cut(image, u)
             shown = (shown + 1) % len(self)
-        raise Refusal(f"{self.name}: none of the {len(self)} images is readable: {self._tally.examples()}")
+        raise Refusal(f"{self.name}: none of the {len(self)} images is readable: {self.tally.examples()}")
 
     def _picture(self, index: int, title: str) -> Image.Image:
         image = self._album.get(index)
@@ -270,6 +287,15 @@ class ImageTable:
         return image
 
     def _record(self, index: int, title: str, reason: str | None) -> None:
-        if not self._tried[index]:
-            self._tried[index] = 1
-            self._tally.record(title, reason)
+        with self._lock:                            # two threads may have tried the same picture
+            known, self._tried[index] = self._tried[index], 1
+        if not known:
+            self.tally.record(title, reason)
+
+
+def unreadable(source: object) -> str:
+    """One line on the pictures of a source, and of those that it is made of, that could not be read so far and were
+    replaced by others; nothing, where all could be."""
+    tally, parts = getattr(source, "tally", None), (*getattr(source, "sources", ()), getattr(source, "source", None))
+    found = [tally.told() if isinstance(tally, Tally) else "", *(unreadable(p) for p in parts if p is not None)]
+    return "; ".join(dict.fromkeys(filter(None, found)))

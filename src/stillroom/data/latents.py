@@ -18,6 +18,7 @@ from torch import Tensor
 from stillroom.data.batch import Batch
 from stillroom.data.tensors import check_labels
 from stillroom.settings import Refusal
+from stillroom.settings.files import file_written_atomically, write_atomically
 
 INDEX = "latents.json"
 SHARD = 4096                # items; what an interrupted writer may lose
@@ -118,14 +119,8 @@ def write_latents(
     if not shards:
         raise Refusal(f"{folder}: there were no latents to write")
     index = {**card, "shape": shards[0]["shape"], "shards": [{k: s[k] for k in ("file", "count")} for s in shards]}
-    _replace(folder / INDEX, lambda path: path.write_text(json.dumps(index, indent=1), encoding="utf-8"))
+    write_atomically(folder / INDEX, json.dumps(index, indent=1), os.getpid())
     return folder
-
-
-def _replace(path: Path, write: Callable[[Path], object]) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    write(temporary)
-    temporary.replace(path)
 
 
 def _regroup(batches: Iterable[Batch], size: int) -> Iterator[tuple[Tensor, Tensor | None]]:
@@ -167,7 +162,8 @@ def _write_shard(folder: Path, number: int, start: int, x: Tensor, y: Tensor | N
     if y is not None:
         tensors["y"] = check_labels(y.cpu(), len(x), classes, str(folder)).contiguous()
     file = f"latents-{number:05d}.safetensors"
-    _replace(folder / file, lambda path: save_file(tensors, path, metadata={"card": json.dumps(card)}))
+    with file_written_atomically(folder / file, os.getpid()) as new:    # runs that begin together may share a cache
+        save_file(tensors, new, metadata={"card": json.dumps(card)})
     return {"file": file, "count": len(x), "shape": list(x.shape[1:])}
 
 

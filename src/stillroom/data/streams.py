@@ -74,11 +74,11 @@ class TarStream:
         listed = self.tars[0].parent / "classnames.txt"
         lines = listed.read_text(encoding="utf-8").splitlines() if listed.is_file() else None
         self.classes = tuple(c.strip() for c in lines if c.strip()) if lines is not None else None
-        self._tally = Tally(self.name, bad_share)
+        self.tally = Tally(self.name, bad_share)
 
     @property
     def bad(self) -> dict[str, str]:
-        return self._tally.bad
+        return self.tally.bad
 
     def iterate(self, cursor: dict | None, seed: int) -> Iterator[Item]:
         """A cursor says where the current window starts (epoch, tar, byte) and how many of it were taken."""
@@ -100,6 +100,7 @@ class TarStream:
 
     def decode(self, items: Sequence[Item], which: range, key: int) -> Batch:
         """The slice `which` of a global batch. An unreadable picture is replaced by the next readable of the batch."""
+        self.tally.check()
         u = uniforms(which, key, 4)
         squares, labels = [], []
         for i, draw in zip(which, u.tolist(), strict=True):
@@ -144,10 +145,10 @@ class TarStream:
             except Unreadable as error:
                 pixels, reason = None, error.reason
             if k == 0:                              # a stand-in is counted at its own place
-                self._tally.record(item.name, reason)
+                self.tally.record(item.name, reason)
             if pixels is not None:
                 return pixels, item.label
-        raise Refusal(f"{self.name}: a whole batch is unreadable: {self._tally.examples()}")
+        raise Refusal(f"{self.name}: a whole batch is unreadable: {self.tally.examples()}")
 
     def _square(self, item: Item, u: Sequence[float]) -> Tensor:
         if item.image is None:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from stillroom.measure.frechet import Moments, frechet_distance
 from stillroom.settings import Refusal
+from stillroom.settings.files import file_written_atomically
 
 FORMAT = 1
 INCEPTION = "inception-2015-12-05"
@@ -53,11 +54,9 @@ class Statistics:
 
     def save(self, file: Path) -> None:
         about = {"stillroom": FORMAT, "features": self.features, "n": self.n, "how": dict(self.how)}
-        new = file.with_name(f".{file.name}.new")
-        with new.open("wb") as out:
+        with file_written_atomically(file) as new, new.open("wb") as out:
             np.savez(out, about=np.array(json.dumps(about)), mu=self.mean.double().numpy(),
                      sigma=self.cov.double().numpy())
-        new.replace(file)
 
 
 def read_statistics(file: Path) -> Statistics:

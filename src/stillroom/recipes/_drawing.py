@@ -1,15 +1,15 @@
 """What recipes that learn to draw pictures share: a critic's terms balanced against a reconstruction, and when each
 begins; statistics of latents, and how well pictures come back."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from stillroom.codecs import Codec
-from stillroom.data import Batch, Loader, Source, named, sample
+from stillroom.data import Loader, Parted, Source, sample
 from stillroom.match import adversarial as match
 from stillroom.measure.images import psnr
 from stillroom.nets.coding import Decoder, Encoder
@@ -24,30 +24,13 @@ SMALLEST = 8
 """Pixels a side, which the critic's three halvings leave one of."""
 
 
-class Kept:
-    """A source without every k-th picture, which `held` has: none is trained on that is measured."""
-
-    def __init__(self, source: Source):
-        self.source, self.name, self.shape, self.classes = source, source.name, source.shape, source.classes
-        self.credits = getattr(source, "credits", ())
-        self.in_memory = getattr(source, "in_memory", False)
-        count = len(source)
-        out = torch.zeros(count, dtype=torch.bool)
-        if held := min(HELD, count // 10):
-            out[torch.arange(held) * count // held + count // (2 * held)] = True
-        self.rows, self.out = (~out).nonzero().flatten(), out.nonzero().flatten()
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def fetch(self, indices: Sequence[int], key: int) -> Batch:
-        return self.source.fetch(self.rows[torch.as_tensor(indices)].tolist(), key)
-
-    def stamp(self) -> str:
-        return named(self.source)
-
-    def held(self) -> Tensor:
-        return self.source.fetch(self.out.tolist(), 0).x
+def set_aside(source: Source) -> Parted:
+    """A tenth of its pictures, evenly spread, at most so many."""
+    count = len(source)
+    out = torch.zeros(count, dtype=torch.bool)
+    if held := min(HELD, count // 10):
+        out[torch.arange(held) * count // held + count // (2 * held)] = True
+    return Parted(source, (~out).nonzero().flatten(), out.nonzero().flatten())
 
 
 def lively(net: Encoder | Decoder) -> Any:
@@ -108,13 +91,18 @@ def balance(reconstruction: Tensor, other: Tensor, last: Tensor, turn) -> Tensor
     return match.adaptive_weight(*(turn.mean(g) for g in both))
 
 
+def few(data: Any, most: int) -> int:
+    """Of its pictures."""
+    return min(most, len(data)) if isinstance(data, Source) else most
+
+
 def moments(encode: Callable[[Tensor], Tensor], data: Any, seed: int, pictures: int, device: torch.device,
             over: tuple[int, ...] = (0, 2, 3)) -> tuple[Tensor, Tensor]:
-    """Mean and variance of latents over `over`, [C, 1, 1] or [C, h, w], in float64; whole parts of the data."""
+    """Mean and variance of latents over `over`, [C, 1, 1] or [C, h, w], in float64."""
     count, first, second = 0, torch.zeros(()), torch.zeros(())
     with Loader(data, seed=seed, batch=PART, workers=0) as loader, torch.no_grad():
         for i in range(-(-pictures // PART)):
-            z = encode(loader.at(i)[0].x.to(device)).double()
+            z = encode(loader.at(i)[0].x[: pictures - i * PART].to(device)).double()
             sums = [v.sum(over, keepdim=True)[0] for v in (z, z.square())]
             first, second = (sums[0], sums[1]) if i == 0 else (first + sums[0], second + sums[1])
             count += z.numel() // sums[0].numel()
@@ -124,12 +112,12 @@ def moments(encode: Callable[[Tensor], Tensor], data: Any, seed: int, pictures: 
 
 def reconstruction_of(codec: Codec, data: Any, seed: int) -> dict[str, Any]:
     """PSNR in dB for a product's card: of held-out pictures, where there are any."""
-    held = isinstance(data, Kept) and len(data.out) > 0
-    x = cast(Kept, data).held() if held else sample(data, 64, seed).x
+    held = isinstance(data, Parted) and len(data.held) > 0
+    x = data.held.fetch(range(len(data.held)), 0).x if held else sample(data, few(data, 64), seed).x
     with torch.no_grad():
         values = torch.cat([psnr(codec.reconstruct(part), part.expand(-1, 3, -1, -1))
                             for part in x.to(codec.device).split(PART)])
-    return {"psnr": round(float(values.mean()), 2), "pictures": len(values),
+    return {"PSNR, dB": round(float(values.mean()), 2), "pictures": len(values),
             "of": "held-out training pictures" if held else "training pictures"}
 
 
@@ -159,9 +147,9 @@ def normalised(codec: Codec, data: Any, seed: int, most: int = 2048) -> tuple[Co
     """The codec with latents of mean 0 and deviation 1 in every channel, and on how many pictures that was seen."""
     raw = Codec(codec.encoder, codec.decoder, replace(codec.space, shift=(0.0,) * codec.space.channels,
                                                       scale=(1.0,) * codec.space.channels))
-    count = min(most, len(data)) if isinstance(data, Source) else most
+    count = few(data, most)
     mean, variance = moments(raw.encode, data, seed, count, raw.device)
     scale = variance.sqrt()
     scale = scale.clamp(min=1e-3 * float(variance.mean().sqrt()))      # a dead channel is not blown up
     space = replace(codec.space, shift=tuple(mean.flatten().tolist()), scale=tuple(scale.flatten().tolist()))
-    return Codec(codec.encoder, codec.decoder, space), -(-count // PART) * PART
+    return Codec(codec.encoder, codec.decoder, space), count

@@ -23,7 +23,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, cast
 
-import torch
 from torch import Tensor
 
 from stillroom.codecs import Codec, require_signed_as_given
@@ -31,6 +30,7 @@ from stillroom.data import LatentSpace, sample
 from stillroom.match.latents import unit_kl
 from stillroom.measure.perceptual import RandomFeatures, feature_distance_of, lpips_in
 from stillroom.nets.coding import Decoder, Encoder, sized
+from stillroom.recipes._drawing import normalised
 from stillroom.settings import Count, Decay, Images, NotNegative, Optimizer, Positive, Refusal, Run, Where
 from stillroom.train import Average, Product, Recipe, Role, Stage
 from stillroom.train.world import pick_device
@@ -102,17 +102,6 @@ def require_whole_latents(data, factor: int) -> None:
                       "which a latent spans; choose another size")
 
 
-def normalised(codec: Codec, x: torch.Tensor) -> Codec:
-    """The same codec with latents of mean 0 and deviation 1 in every channel, as measured on x."""
-    with torch.no_grad():
-        z = torch.cat([codec.space.denormalise(codec.encode(part)) for part in x.split(16)])
-    z = z.transpose(0, 1).flatten(1)                        # [B, C, h, w] -> [C, B h w]
-    scale = z.std(1).clamp(min=1e-3 * float(z.std()))       # a dead channel stays near zero, and is not blown up
-    space = LatentSpace(codec.space.channels, codec.space.factor, tuple(z.mean(1).tolist()), tuple(scale.tolist()),
-                        codec.space.offset, codec.space.image_range)
-    return Codec(codec.encoder, codec.decoder, space)
-
-
 class FromScratch(Recipe):
     Settings = Settings
     inputs = ("data",)
@@ -157,6 +146,6 @@ class FromScratch(Recipe):
 
     def product(self):
         count = max(32, min(512, 512 * 64**2 // math.prod(self.data.shape[-2:])))       # larger ones hold more latents
-        codec = normalised(cast(Codec, self.mean.module), self.sample(count))
+        codec, _ = normalised(cast(Codec, self.mean.module), self.data, self.settings.seed, count)
         card = {"data": self.settings.data, "size": self.settings.size}
         return Product("codec", {"codec": codec}, card)

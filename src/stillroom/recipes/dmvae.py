@@ -42,7 +42,6 @@ from stillroom.nets.critic import PatchCritic
 from stillroom.paths import Law, Shifted, Uniform, dimension_shift
 from stillroom.recipes import flow as flows
 from stillroom.recipes._drawing import (
-    Kept,
     balanced_hinge,
     errors,
     judged,
@@ -50,6 +49,7 @@ from stillroom.recipes._drawing import (
     normalised,
     reconstruction_of,
     refuse_critic,
+    set_aside,
     stages_of,
 )
 from stillroom.recipes._shaping import ByCritic, ByDrift, ByScores, divergence, fake_of
@@ -128,6 +128,10 @@ class Settings(Squares):
     critic: Optimizer = field(default_factory=lambda: Optimizer(lr=2e-4, betas=(0.5, 0.9), name="adam"))
 
 
+def is_guided(s: Settings) -> bool:
+    return s.guidance != 1 or s.fake_guidance != 1
+
+
 def refuse_what_cannot_be(s: Settings, codec: Codec, data) -> None:
     require_whole_latents(data, codec.space.factor)
     refuse_critic(s.adversarial, s.critic_from, s.adversarial_from, s.size)
@@ -137,8 +141,10 @@ def refuse_what_cannot_be(s: Settings, codec: Codec, data) -> None:
         raise Refusal("l1, l2 and perceptual are all 0, so nothing holds the latents to the pictures; set one above 0")
     if not s.times[0] < s.times[1]:
         raise Refusal(f"times {s.times[0]:g} {s.times[1]:g}: give an earlier and a later one")
-    guided = s.guidance != 1 or s.fake_guidance != 1
-    if guided and not (s.conditional and data.classes and s.match in MATCHES):
+    if is_guided(s) and s.match not in MATCHES:
+        raise Refusal(f"guidance: match {s.match} asks no scores; leave --guidance and --fake-guidance at 1, or give "
+                      "--match gap")
+    if is_guided(s) and not (s.conditional and data.classes):
         raise Refusal("guidance: it wants scores of classes; leave it at 1, or give data with labels and --conditional")
     if s.fake == "lora" and s.match not in MATCHES:
         raise Refusal(f"fake lora: match {s.match} has no fake score; leave it out")
@@ -174,7 +180,7 @@ class DMVAE(Recipe):
     @classmethod
     def prepare(cls, settings, sources, note):
         data = sources["data"]
-        return {"data": Kept(data)} if isinstance(data, Source) else sources
+        return {"data": set_aside(data)} if isinstance(data, Source) else sources
 
     # ---- what there is at the start ----
 
@@ -190,6 +196,9 @@ class DMVAE(Recipe):
             flow = open_reference(s.reference, tuple(self.before.shape[1:]), self.classes,
                                   latents=lambda: (self.before, self.seen), run=self.flow_of, seed=s.seed,
                                   note=self.said.append)
+        if is_guided(s) and flow.classes is None:
+            raise Refusal(f"guidance: reference {s.reference} is one law for all classes; leave it at 1, or give one "
+                          f"that knows classes, such as gmm:{2 * (self.classes or 1)}")
         return flow.to(self.device)
 
     def flow_of(self, place: str) -> Flow:

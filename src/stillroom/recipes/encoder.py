@@ -258,4 +258,16 @@ def begun(settings: Settings, teacher: Codec, _answers: Tensor) -> Encoder:
         raise Refusal(f"{name}: its latents lie in another space than those of teacher {settings.teacher}")
     if codec.encoder.moments != settings.moments:
         raise Refusal(f"{name}: its student was made with moments = {codec.encoder.moments}; say so here too")
+    refuse_another_form(settings, codec.encoder)
     return codec.encoder.requires_grad_(True)
+
+
+def refuse_another_form(settings: Settings, student: Encoder) -> None:
+    """Asked of a student that has one."""
+    count, default = sum(p.numel() for p in student.parameters()), Settings.__dataclass_fields__
+    about = settings.params if count / 2 < settings.params < 2 * count else count       # sizes are met by whole widths
+    form = {"params": about} | {name: getattr(student, name) for name in ("stem", "pool", "padding")}
+    for name, has in form.items():
+        if (given := getattr(settings, name)) not in (has, default[name].default):
+            raise Refusal(f"{name} = {given}: the student of {settings.begin} keeps the form that it has, {has}; leave "
+                          "it out")

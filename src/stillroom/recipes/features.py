@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stillroom.data import Batch, Source, Stream, encoding_card, sample
+from stillroom.data import Parted, Source, Stream, encoding_card, sample
 from stillroom.data.order import permutation
 from stillroom.nets.resnet import MaskedResNet, ResNet, masked_error, squares
 from stillroom.settings import Count, Decay, Images, NotNegative, Optimizer, Refusal, Run, Share
@@ -55,36 +55,15 @@ class Settings(Images, Run):
     model: Optimizer = field(default_factory=lambda: Optimizer(lr=1e-3, clip=1.0, warmup=100, decay="cosine"))
 
 
-class Rows:
-    """Some items of a source."""
-
-    def __init__(self, source: Source, rows: Tensor):
-        self.source, self.rows = source, rows
-        self.name, self.shape, self.classes = source.name, source.shape, source.classes
-        self.in_memory = getattr(source, "in_memory", False)
-        self.encoding = getattr(source, "encoding", None)
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def fetch(self, indices, key: int) -> Batch:
-        return self.source.fetch(self.rows[torch.as_tensor(indices, dtype=torch.int64)].tolist(), key)
-
-
-class Kept(Rows):
-    """What is learned on, with the rest at hand."""
-
-    def __init__(self, source: Source, order: Tensor, held: int):
-        super().__init__(source, order[held:])
-        self.held = Rows(source, order[:held])
-
-
 def parted(source: Source | Stream, share: float, seed: int) -> Source | Stream:
     """The source without a share of its items; a stream, which has no number of items, as it is."""
     if isinstance(source, Stream):
         return source
     held = min(round(share * len(source)), MOST_HELD)
-    return Kept(source, permutation(len(source), seed, -1), held) if 1 < held < len(source) else source
+    if not 1 < held < len(source):
+        return source
+    order = permutation(len(source), seed, -1)
+    return Parted(source, order[held:], order[:held])
 
 
 class MaskedFeatures(Recipe):

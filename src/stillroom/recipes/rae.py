@@ -34,14 +34,14 @@ from stillroom.nets.critic import PatchCritic
 from stillroom.nets.folders import local_folder, read_json
 from stillroom.nets.vit import MaskedViT, ViT, ViTDecoder
 from stillroom.recipes._drawing import (
-    PART,
-    Kept,
     balanced_hinge,
     errors,
+    few,
     judged,
     moments,
     reconstruction_of,
     refuse_critic,
+    set_aside,
     stages_of,
 )
 from stillroom.recipes._masking import Own, masked_preview, masked_terms, new_masked, new_vit, refuse_own
@@ -187,7 +187,7 @@ class RAE(Recipe):
     @classmethod
     def prepare(cls, settings, sources, note):
         data = sources["data"]
-        return {"data": Kept(data)} if isinstance(data, Source) else sources
+        return {"data": set_aside(data)} if isinstance(data, Source) else sources
 
     def check(self, batch):
         require_signed_as_given(self.data, batch["data"].x)
@@ -204,6 +204,11 @@ class RAE(Recipe):
         stages.append(Stage("statistics", 0, enter=self.measure))
         return stages + stages_of("decoder", s.steps, s.adversarial, s.critic_from, s.adversarial_from)
 
+    @property
+    def seen(self) -> int:
+        """Pictures whose tokens are measured."""
+        return few(self.data, self.settings.statistics_pictures)
+
     def measure(self) -> None:
         """The encoder as it has become, and mean and deviation of its tokens."""
         if self.own:
@@ -211,7 +216,7 @@ class RAE(Recipe):
             self.encoder.load_state_dict(trained.state_dict())
         if self.space is None:
             s, over = self.settings, (0,) if self.settings.statistics == "element" else (0, 2, 3)
-            mean, variance = moments(self.tokens, self.data, s.seed, s.statistics_pictures, self.shift.device, over)
+            mean, variance = moments(self.tokens, self.data, s.seed, self.seen, self.shift.device, over)
             self.shift.copy_(mean)
             self.scale.copy_((variance + EPSILON).sqrt())
 
@@ -264,6 +269,6 @@ class RAE(Recipe):
         card = {"encoder": s.encoder, "labels": bool(s.labels_weight), "data": s.data, "size": s.size,
                 "tau": s.tau, "noise": s.noise, "adversarial": s.adversarial,
                 "statistics": "those of its encoder" if self.space else {
-                    "over": s.statistics, "pictures": -(-s.statistics_pictures // PART) * PART},
+                    "over": s.statistics, "pictures": self.seen},
                 "reconstruction": reconstruction_of(codec, self.data, s.seed)}
         return Product("codec", {"codec": codec}, card)

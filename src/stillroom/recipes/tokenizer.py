@@ -40,7 +40,6 @@ from stillroom.nets.coding import Decoder, Encoder, sized
 from stillroom.nets.critic import PatchCritic
 from stillroom.nets.vit import MaskedViT
 from stillroom.recipes._drawing import (
-    Kept,
     balance,
     balanced_hinge,
     errors,
@@ -50,6 +49,7 @@ from stillroom.recipes._drawing import (
     normalised,
     reconstruction_of,
     refuse_critic,
+    set_aside,
     stages_of,
     total,
 )
@@ -206,7 +206,7 @@ class Tokenizer(Recipe):
     @classmethod
     def prepare(cls, settings, sources, note):
         data = sources["data"]
-        return {"data": Kept(data)} if isinstance(data, Source) else sources
+        return {"data": set_aside(data)} if isinstance(data, Source) else sources
 
     def check(self, batch):
         require_signed_as_given(self.data, batch["data"].x)

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from stillroom.report import compare_plots as plots
 from stillroom.report.page import Figure, Header, Images, Panels, Section, Settings, Table, Text, page
 from stillroom.report.words import duration, is_number, number, value
-from stillroom.train.files import write_atomically
+from stillroom.settings.files import write_atomically
 
 Found = Mapping[str, Any]
 Codec = Mapping[str, Any]

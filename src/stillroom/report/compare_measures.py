@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,7 +15,7 @@ from stillroom.measure.distances import sliced_wasserstein
 from stillroom.measure.frechet import Moments, distance_between
 from stillroom.measure.geometry import Over, cloud_of, spectrum, vectors
 from stillroom.measure.images import as_8bit
-from stillroom.measure.perceptual import BACKBONES, RandomFeatures, feature_distance_of, lpips_in
+from stillroom.measure.perceptual import BACKBONES, Lpips, RandomFeatures, feature_distance_of
 from stillroom.measure.portrait import said
 from stillroom.measure.probes import knn_probe, linear_probe
 from stillroom.measure.samples import energy_distance
@@ -37,7 +36,8 @@ def rgb(x: Tensor) -> Tensor:
 
 # ---- reconstruction ----
 
-def metrics_for(size: int, lpips: str, device: torch.device) -> tuple[dict[str, Metric], dict[str, str]]:
+def metrics_for(size: int, lpips: Mapping[str, Lpips],
+                device: torch.device) -> tuple[dict[str, Metric], dict[str, str]]:
     """Distances of two pictures, and those that cannot be taken, with what they need."""
     found: dict[str, Metric] = {"psnr": images.psnr, "ssim": images.ssim}
     found["random_lpips"] = feature_distance_of(RandomFeatures().to(device))
@@ -47,7 +47,7 @@ def metrics_for(size: int, lpips: str, device: torch.device) -> tuple[dict[str, 
         absent["ssim"] = f"pictures of {size} pixels are below its {images.SSIM_SMALLEST}"
     if not lpips:
         return found, absent | {"lpips": "needs --lpips FOLDER with its public weight files"}
-    for net, distance in lpips_in(Path(lpips)).items():
+    for net, distance in lpips.items():
         if size < BACKBONES[net].smallest:
             absent[f"lpips_{net}"] = f"pictures of {size} pixels are below its {BACKBONES[net].smallest}"
         else:

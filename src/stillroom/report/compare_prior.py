@@ -21,8 +21,8 @@ from stillroom.recipes import find
 from stillroom.recipes.flow import FlowMatching
 from stillroom.recipes.flow import Settings as FlowSettings
 from stillroom.settings import Optimizer, Refusal
+from stillroom.settings.files import read_json
 from stillroom.train import checkpoint
-from stillroom.train.files import read_json
 
 LEAST = 4               # steps, of which a quarter is one
 AT_ONCE = 256           # samples drawn together

@@ -16,7 +16,7 @@ from stillroom.report.compare import HIGHER, LOWER, Rows, printed
 from stillroom.report.page import Figure, Files, Header, Images, Panels, Section, Settings, Table, Text, page
 from stillroom.report.plots import scatter
 from stillroom.report.words import number
-from stillroom.train.files import write_atomically
+from stillroom.settings.files import write_atomically
 
 Found = Mapping[str, Any]
 Measured = Mapping[str, Any]
@@ -251,7 +251,7 @@ def sentences(found: Found) -> list[str]:
     told = [f"By Fréchet distance in {found['about']['main']}: "
             + ", ".join(f"{name} ({cells[name].text()})" for name in order) + "."]
     told += against_teacher(found, cells, order)
-    told.append(f"{floor_name(found).capitalize()} come to {quality(found, [found['floor']]).text()}.")
+    told.append(f"{floor_name(found).capitalize()}: {quality(found, [found['floor']]).text()}.")
     close = [f"{a} and {b}" for i, a in enumerate(order) for b in order[i + 1 :] if not apart(cells[a], cells[b])]
     if close:
         told.append(f"Within {CLEAR:g} deviations of each other's runs, so that their order cannot be read: "

@@ -13,7 +13,7 @@ from stillroom.report import geometry_plots as plots
 from stillroom.report.geometry_words import as_grouping, ks, verdict
 from stillroom.report.page import Figure, Header, Panels, Section, Settings, Table, Text, page
 from stillroom.report.words import is_number, number, value
-from stillroom.train.files import write_atomically
+from stillroom.settings.files import write_atomically
 
 Found = Mapping[str, Any]
 Place = Mapping[str, Any]

@@ -17,6 +17,7 @@ from stillroom.report.metrics import POINTS, Metrics, gather, rows
 from stillroom.report.page import Files, Header, Images, Panels, Section, Settings, Table, Text, image, page
 from stillroom.report.plots import curves
 from stillroom.settings import Refusal
+from stillroom.settings.files import write_atomically
 
 SHOWN = 8  # pictures of one series, evenly spaced: the page carries every byte it shows
 KNOWN = {  # of a run folder: name -> what it is
@@ -33,13 +34,8 @@ KNOWN = {  # of a run folder: name -> what it is
 def write_report(run: Path) -> Path:
     """Writes run/report.html in one move, so that a reader of an older report never sees half of a new one."""
     run = Path(run)
-    html = _page(run)
-    target, temporary = run / "report.html", run / f".report-{os.getpid()}.html"
-    try:
-        temporary.write_text(html, encoding="utf-8")
-        os.replace(temporary, target)  # noqa: PTH105  the name says that it overwrites
-    finally:
-        temporary.unlink(missing_ok=True)
+    target = run / "report.html"
+    write_atomically(target, _page(run), os.getpid())  # a run that ends may write its own beside `stillroom report`
     return target
 
 
@@ -88,7 +84,7 @@ def _list(record: Mapping[str, Any], key: str) -> list[Any]:
 
 
 def _header(recipe: str, record: Mapping[str, Any], settings: Mapping[str, Any], metrics: Metrics) -> Header:
-    steps = settings.get("steps")
+    steps = record.get("steps", settings.get("steps"))  # the settings' may be those of one stage of several
     lead = next((entry.title for entry in listing() if entry.name == recipe), "")
     of = f" of {steps:,}" if isinstance(steps, int) and steps > 0 else ""
     if record.get("finished"):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from stillroom.report import sweep_plots as plots
 from stillroom.report.page import Figure, Files, Header, Images, Panels, Section, Settings, Table, Text, page
 from stillroom.report.words import number
-from stillroom.train.files import write_atomically
+from stillroom.settings.files import write_atomically
 from stillroom.train.pictures import grid
 
 if TYPE_CHECKING:

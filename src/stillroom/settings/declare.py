@@ -32,7 +32,7 @@ class Run:
     out: Path
     """The run folder: settings, metrics, checkpoints, samples, product, report."""
     steps: Count
-    """Steps of the whole run; a recipe of several stages divides them."""
+    """Steps of training, which stages may share; stages with a setting of their own (encoder_steps) come on top."""
     seed: int = 0
     batch: Count = 64
     """The global batch of one step, over all processes and accumulated micro-batches."""
@@ -72,4 +72,4 @@ class Images:
     the least asks for more than a picture has, the square is all that fits, and may be enlarged."""
     flip: bool = False
     bad_share: Share = 0.01
-    """Share of unreadable images at which the run stops."""
+    """Share of unreadable images above which the run stops; up to it others take their place."""

@@ -52,6 +52,13 @@ Decay = Annotated[float, Within(0, 1, open=(False, True))]
 Where = Annotated[str, Place()]
 
 
+def places_of(cls: type) -> dict[str, Place]:
+    """The settings that are paths or names."""
+    found = {name: [m for m in getattr(hint, "__metadata__", ()) if isinstance(m, Place)]
+             for name, hint in hints_of(cls).items()}
+    return {name: marks[0] for name, marks in found.items() if marks}
+
+
 def hints_of(cls: type) -> dict[str, Any]:
     """The fields' types, with limits. A recipe that restates `steps: int = 5000` keeps the limit of `Run.steps`."""
     hints: dict[str, Any] = {}

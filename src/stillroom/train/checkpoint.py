@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from stillroom.settings import Refusal, nearest
-from stillroom.train.files import folder_written_atomically, read_json, sha256, write_atomically
+from stillroom.settings.files import folder_written_atomically, read_json, sha256, write_atomically
 from stillroom.train.learner import Learner
 
 Groups = dict[str, dict[str, Tensor]]

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 
 from stillroom.settings import Refusal, Run, to_toml
+from stillroom.settings.files import read_json, write_atomically
 from stillroom.train.checkpoint import Shelf
-from stillroom.train.files import read_json, write_atomically
 
 
 def machine(device: torch.device) -> dict[str, Any]:

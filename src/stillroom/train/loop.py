@@ -1,8 +1,8 @@
 """The loop. It knows no method: it asks a recipe for losses and carries them out, exactly and resumably.
 
 One step k, over micro-batches m:  losses(batch_km, turn_km) -> each due role's backward over its own parameters, part
-by part of the losses ->
-gradients averaged role by role over processes -> finite? -> clip, step, average -> after(batch_k).
+by part of the losses -> gradients averaged role by role over processes -> finite? -> clip, step, average ->
+after(batch_k).
 """
 
 import math
@@ -235,8 +235,10 @@ class Trainer:
     def stop_at(self, step: int, name: str, value: float) -> None:
         role, _, term = name.rpartition("/")
         kept = self.folder.shelf.steps()[-1:] if self.folder else []
-        where = f"the checkpoint of step {kept[0]} is good" if kept else "there is no checkpoint yet"
-        raise Refusal(f"role {role}: {term} became {value} at step {step}; {where}; lower the rate or clip, and resume")
+        where = f"the checkpoint of step {kept[0]} is kept, and a resume would come to the same; " if kept else ""
+        again = f": --config {self.folder.path}/settings.toml --out NEW" if self.folder else ""
+        raise Refusal(f"role {role}: {term} became {value} at step {step}; {where}lower the rate or clip in a new "
+                      f"run{again}")
 
     # ---- the run ----
 

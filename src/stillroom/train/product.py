@@ -6,6 +6,7 @@ A product with a base stores only what the base has not: tensors that are the ba
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,8 @@ from torch import Tensor, nn
 
 from stillroom.nets.build import build, describe
 from stillroom.settings import Refusal, nearest
+from stillroom.settings.files import folder_written_atomically, read_json, sha256, write_atomically
 from stillroom.train.checkpoint import fill, full, load_tensors, match_names
-from stillroom.train.files import folder_written_atomically, read_json, sha256, write_atomically
 from stillroom.train.recipe import Product, Ref
 
 FORMAT = 1
@@ -40,9 +41,9 @@ def save_product(product: Product, folder: Path, writes: bool = True) -> None:
     with folder_written_atomically(folder) as new:
         for name, tensors in weights.items():
             save_file(tensors, new / f"{name}.safetensors")
-        base = None if product.base is None else {"path": product.base.path, "sha256": product.base.sha256}
         sums = {f"{name}.safetensors": sha256(new / f"{name}.safetensors") for name in weights}
-        content = {"format": FORMAT, "kind": product.kind, "card": dict(product.card), "base": base, "parts": parts,
+        content = {"format": FORMAT, "kind": product.kind, "card": dict(product.card),
+                   "base": product.base and written_base(product.base, folder), "parts": parts,
                    "borrowed": borrowed, "sha256": sums}
         (new / "product.json").write_text(json.dumps(content, indent=1))
 
@@ -79,7 +80,7 @@ def load_product(path: Path | str) -> Product:
     try:
         if content["format"] != FORMAT:
             raise Refusal(f"{folder}: a product of format {content['format']}; this stillroom reads format {FORMAT}")
-        base = Ref(**content["base"]) if content["base"] else None
+        base = content["base"] and found_base(content["base"], folder)
         base_has = {} if base is None else base_tensors(base)
         parts = {
             name: _load_part(folder, name, description, content["sha256"],
@@ -91,12 +92,24 @@ def load_product(path: Path | str) -> Product:
         raise Refusal(f"{folder}/product.json: not a product this stillroom understands: {error!r}") from None
 
 
+def written_base(base: Ref, folder: Path) -> dict[str, str]:
+    """`beside`: from the product's folder to its base, which finds it where both have moved."""
+    return {"path": base.path, "sha256": base.sha256, "beside": os.path.relpath(base.path, folder)}
+
+
+def found_base(base: Mapping[str, str], folder: Path) -> Ref:
+    beside = Path(os.path.normpath(folder / base["beside"])) if "beside" in base else None
+    moved = beside is not None and not Path(base["path"]).exists() and beside.exists()
+    return Ref(str(beside) if moved else base["path"], base["sha256"])
+
+
 def base_tensors(base: Ref) -> dict[str, Tensor]:
     """Every tensor of a base by "part/name", when it is still the model that the product was made on."""
     try:
         found = product_hash(base.path)
     except Refusal as refusal:
-        raise Refusal(f"the base of this product is gone: {refusal}") from None
+        raise Refusal(f"the base of this product is gone: {refusal}; put it back, or beside the product as it "
+                      "was") from None
     if found != base.sha256:
         raise Refusal(f"{base.path}: not the base that this product was made on; its weights have another hash")
     folder = product_folder(base.path)

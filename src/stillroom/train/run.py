@@ -9,12 +9,16 @@ from typing import Any
 
 import torch
 
-from stillroom.data import Source, Tensors, open_source
+from stillroom.data import Source, Tensors, open_source, unreadable
 from stillroom.settings import Images, Refusal, Run, checked, from_mapping, read_toml, seed_of
+from stillroom.settings.files import read_json
+from stillroom.settings.limits import places_of
 from stillroom.train import trial
 from stillroom.train.folder import RunFolder, machine, now
 from stillroom.train.loop import Trainer
+from stillroom.train.product import product_hash
 from stillroom.train.recipe import Recipe
+from stillroom.train.teacher import is_ours
 from stillroom.train.track import tracked
 from stillroom.train.watch import Lines, Watch
 from stillroom.train.world import World, open_world
@@ -137,13 +141,19 @@ def start(make: Make, settings: Run, name: str, given: Mapping[str, Any] | None 
 
 
 def resume(path: Path, find: Callable[[str], Make], given: Mapping[str, Any] | None = None,
-           watch: Watch | None = None) -> Path:
-    """Goes on from the last good checkpoint. `find` turns the recipe's name in settings.toml into the recipe."""
-    _, settings, make = read_run(path, find)
+           watch: Watch | None = None, moved: Mapping[str, str] | None = None) -> Path:
+    """Goes on from the last good checkpoint. `find` turns the recipe's name in settings.toml into the recipe; `moved`
+    says where places that the settings name are now."""
+    name, settings, make = read_run(path, find)
+    settings = checked(dataclasses.replace(settings, **(moved or {})), str(path))
+    if is_finished(path):
+        (watch or Lines()).note(f"{path}: finished already")
+        return path
     with open_world(settings.device) as world:
         folder = RunFolder(path, settings.keep, world.first)
         try:
             sources = readied(make, settings, sources_of(make, settings, given), watch, world)
+            require_the_same(folder, settings, sources)
             with prepared(make, settings, sources, folder, watch, world) as trainer:
                 cursors = {}
                 step, complaints = folder.shelf.last_good()
@@ -158,6 +168,7 @@ def resume(path: Path, find: Callable[[str], Make], given: Mapping[str, Any] | N
                     old = folder.read_info()
                     session = {"start_step": step or 0, "started": now()}
                     folder.write_info(old | {"sessions": [*old["sessions"], session]})
+                    folder.write_settings(name, settings)
                 world.wait()
                 if step is not None:
                     cursors = trainer.restore(step)
@@ -165,6 +176,30 @@ def resume(path: Path, find: Callable[[str], Make], given: Mapping[str, Any] | N
         finally:
             folder.close()
     return path
+
+
+def is_finished(path: Path) -> bool:
+    info = read_json(path / "run.json") if (path / "run.json").is_file() else {}
+    return bool(info.get("finished")) and (path / "product/product.json").is_file()
+
+
+def require_the_same(folder: RunFolder, settings: Run, sources: Mapping[str, Source]) -> None:
+    """What the run learned from until now."""
+    old = folder.read_info()
+    for name, was in old.get("weights", {}).items():
+        if weights_of(settings).get(name) != was:
+            raise Refusal(f"{folder.path}: {name} {getattr(settings, name)} holds other weights than those it began "
+                          f"with; say where they are: stillroom resume {folder.path} --{name.replace('_', '-')} PLACE")
+    for name, here in inputs_of(sources).items():
+        if (was := old["inputs"].get(name)) and (was["shape"], was["count"]) != (here["shape"], here["count"]):
+            raise Refusal(f"{folder.path}: {name} {here['name']} holds {here['count']} of {here['shape']}, and the run "
+                          f"began with {was['count']} of {was['shape']}; put these back, or choose another folder")
+
+
+def weights_of(settings: Run) -> dict[str, str]:
+    """Of every product of ours that a setting names: another may come to its place, and it may move."""
+    named = {name: getattr(settings, name) for name in places_of(type(settings))}
+    return {name: product_hash(place) for name, place in named.items() if place and is_ours(Path(place))}
 
 
 def fit(make: Make, settings: Run, watch: Watch | None = None, **given: Any) -> Path:
@@ -197,6 +232,9 @@ def read_run(path: Path, find: Callable[[str], Make]) -> tuple[str, Run, Make]:
 def carry_out(trainer: Trainer, cursors: Mapping[str, dict]) -> None:
     trainer.fit(cursors)
     trainer.finish()
+    for source in trainer.sources.values():
+        if note := unreadable(source):
+            trainer.watch.note(note)
     folder = trainer.folder
     if folder and trainer.world.first:
         old, world = folder.read_info(), trainer.world
@@ -219,14 +257,16 @@ def info(trainer: Trainer, name: str, notes: list[str]) -> dict[str, Any]:
         "trained": sum({id(p): p.numel() for w in trainer.learners.values() for p in w.parameters.values()}.values()),
         "steps": trainer.schedule.steps,
         "precision": trainer.settings.precision,
-        "inputs": {n: {"name": s.name, "shape": list(s.shape), "count": _count(s)} for n, s in trainer.sources.items()},
+        "inputs": inputs_of(trainer.sources),
+        "weights": weights_of(trainer.settings),
         "notes": notes,
         "sessions": [{"start_step": 0, "started": now()}],
     }
 
 
-def _count(source: Source) -> int | None:
-    return len(source) if hasattr(source, "__len__") else None
+def inputs_of(sources: Mapping[str, Source]) -> dict[str, Any]:
+    return {n: {"name": s.name, "shape": list(s.shape), "count": len(s) if hasattr(s, "__len__") else None}
+            for n, s in sources.items()}
 
 
 def make_plan(make: Make, settings: Run, given: Mapping[str, Any] | None = None,

@@ -9,8 +9,8 @@ from stillroom.codecs import Codec
 from stillroom.data import Source, Stream, encoding_card
 from stillroom.flows import Flow, Mixture
 from stillroom.settings import Refusal
-from stillroom.train.files import read_json
-from stillroom.train.product import load_product, product_folder
+from stillroom.settings.files import read_json
+from stillroom.train.product import load_product, product_folder, product_hash
 
 _MIXTURE = re.compile(r"(ring|grid):(\d+)(?::(\d+\.?\d*|\.\d+))?")
 
@@ -33,12 +33,19 @@ def open_teacher(spec: str, prompts: str = "") -> Flow:
         flow = part_of(spec, "flow")
         require_prompts(flow, spec, prompts)
         return flow
+    require_there(f"teacher {spec}", spec)
     from stillroom.flows.folders import from_diffusers
     from stillroom.flows.prompted import from_pipeline, makes_pictures_of_prompts
 
     if prompts or makes_pictures_of_prompts(spec):
         return frozen(from_pipeline(spec, prompts))
     return frozen(from_diffusers(spec))
+
+
+def require_there(name: str, spec: str) -> None:
+    """A whole path is no hub name."""
+    if Path(spec).is_absolute() and not Path(spec).exists():
+        raise Refusal(f"{name}: nothing is there; if it was moved, say where it is now")
 
 
 def require_prompts(flow: Flow | None, spec: str, prompts: str) -> None:
@@ -65,6 +72,11 @@ def open_teacher_of(spec: str, data: Source | Stream, prompts: str = "") -> Flow
     if is_ours(Path(spec)):
         require_encoding(load_product(spec).card, data, name)
     return flow
+
+
+def teacher_card(spec: str) -> dict[str, Any]:
+    """Who taught, for a card: another may come to its place, or it may move."""
+    return {"teacher": spec} | ({"teacher_hash": product_hash(spec)} if is_ours(Path(spec)) else {})
 
 
 def encoding_of(spec: str) -> dict[str, Any]:
@@ -108,6 +120,7 @@ def open_codec(spec: str) -> Codec:
     path = BUNDLED if spec == "bundled" else Path(spec)
     if is_ours(path):
         return part_of(path, "codec")
+    require_there(f"codec {spec}", str(path))
     if path.suffix.lower() in (".safetensors", ".pth"):
         from stillroom.codecs.taesd import from_taesd
 

@@ -1,6 +1,5 @@
 """Where exports are written, and the check that what was written is the codec."""
 
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +9,7 @@ from torch import Tensor
 
 from stillroom.codecs.codec import Codec
 from stillroom.settings import Refusal
+from stillroom.settings.files import folder_written_atomically
 
 
 @torch.no_grad()
@@ -32,11 +32,5 @@ def new_folder(folder: Path | str) -> Iterator[Path]:
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise Refusal(f"{folder} exists already; export to a new folder")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as place:
-        new = Path(place) / "export"
-        new.mkdir()
+    with folder_written_atomically(folder) as new:
         yield new
-        if folder.exists():
-            folder.rmdir()
-        new.replace(folder)

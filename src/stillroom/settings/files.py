@@ -5,11 +5,11 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from stillroom.settings import Refusal
+from stillroom.settings.errors import Refusal
 
 
 def sync(path: Path) -> None:
@@ -21,22 +21,27 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
-def write_atomically(path: Path, content: str | bytes) -> None:
-    with file_written_atomically(path) as new:
+def write_atomically(path: Path, content: str | bytes, writer: int | None = None) -> None:
+    with file_written_atomically(path, writer) as new:
         new.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
 @contextmanager
-def file_written_atomically(path: Path) -> Iterator[Path]:
-    """A temporary file to write; it gets its own name only when it is on the disk."""
-    new = path.with_name(f".{path.name}.new")
+def file_written_atomically(path: Path, writer: int | None = None) -> Iterator[Path]:
+    """A temporary file to write; it gets its own name only when it is on the disk.
+
+    Where several processes may write `path` at once, each gives its number as `writer`, for a temporary file of its
+    own. What a killed one leaves of that is not written over by the next, as it is without.
+    """
+    new = path.with_name(f".{path.name}.new" if writer is None else f".{path.name}.{writer}.new")
     try:
         yield new
         sync(new)
         new.replace(path)
         sync(path.parent)
     except BaseException as error:
-        new.unlink(missing_ok=True)
+        with suppress(OSError):     # whatever else lies there, the first error is the one to tell
+            new.unlink()
         if _is_disk(error):
             raise Refusal(f"{path} could not be written: {reason_of(error)}; free some space, or give another "
                           "place") from error
