@@ -2,7 +2,7 @@
 
 import torch
 
-from stillroom.train import Silent
+from stillroom.train import Silent, parts_of
 from stillroom.train.loop import Trainer
 from stillroom.train.world import World
 
@@ -20,6 +20,15 @@ def steps_of(trainer, count):
             yield trainer.step
             trainer.train_step(trainer.device_batch({name: each.at(trainer.step) for name, each in loaders.items()}))
             trainer.step += 1
+
+
+def whole(losses):
+    """All parts of a recipe's losses: {role: {term: value}}."""
+    found = {}
+    for part in parts_of(losses):
+        for role, terms in part.items():
+            found.setdefault(role, {}).update(terms)
+    return found
 
 
 def state(module):

@@ -8,7 +8,7 @@ import torch
 from scipy import linalg
 from torch.nn import functional
 
-from stillroom.measure.frechet import Moments, distance_between, fid_of, frechet_distance, moments_of
+from stillroom.measure.frechet import Moments, distance_between, frechet_distance, moments_of
 from stillroom.measure.inception import FidInception, MixedA, MixedB, MixedC, MixedD, MixedE, average, maximum
 from stillroom.settings import Refusal
 
@@ -81,17 +81,20 @@ def test_moments_do_not_depend_on_batches():
         assert torch.allclose(other.cov, whole.cov, rtol=1e-9) and torch.allclose(other.mean, whole.mean, rtol=1e-12)
 
 
-def test_fid_of_known_features():
+def test_the_distance_of_known_features():
     """Mean colours as features: two sets apart by a constant are apart by its square, and spread by its share."""
     def colours(x):
         return x.mean((2, 3))
+
+    def apart(some, others):
+        return distance_between(moments_of(colours, some), moments_of(colours, others))
 
     levels = torch.randint(60, 140, (40, 3, 1, 1), generator=torch.Generator().manual_seed(0)).float()
     a = (levels / 127.5 - 1).expand(-1, -1, 4, 4)
     b = a + 20 / 127.5
     exact = 3 * (20 / 127.5) ** 2
-    assert math.isclose(fid_of(colours, a.split(7), b.split(40)), exact, rel_tol=1e-5)
-    assert fid_of(colours, a.split(7), (a + 0.4 / 127.5).split(9)) < 1e-10       # the same pictures in 8 bits
+    assert math.isclose(apart(a.split(7), b.split(40)), exact, rel_tol=1e-5)
+    assert apart(a.split(7), (a + 0.4 / 127.5).split(9)) < 1e-10       # the same pictures in 8 bits
     assert moments_of(colours, a.split(7)).count == 40
 
 

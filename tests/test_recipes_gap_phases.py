@@ -117,12 +117,13 @@ def test_so_it_is_in_the_recipes(teacher):
 def test_augmentation_looks_below_the_students_time_and_matching_everywhere(teacher):
     made = DecoupledDMD(settings_of(DecoupledDMD, teacher, student_steps=4, guidance=2.0, batch=256))
     guided, plain, seen = made.teacher.split, made.flow.denoiser.predict, {"below": [], "all": []}
-    made.teacher.split = lambda x, t, y: seen["below"].append((made.asked_at, t)) or guided(x, t, y)
-    made.flow.denoiser.predict = lambda kind, x, t, y: seen["all"].append((made.asked_at, t)) or plain(kind, x, t, y)
+    made.teacher.split = lambda x, t, y: seen["below"].append((made.k, t)) or guided(x, t, y)
+    made.flow.denoiser.predict = lambda kind, x, t, y: seen["all"].append((made.k, t)) or plain(kind, x, t, y)
     for k in range(40):
         list(made.losses({}, turn_of(made, "student", "fake", step=k)))
-    assert {asked for asked, _ in seen["below"]} == {1.0, 0.75, 0.5, 0.25}
-    for asked, t in seen["below"]:
+    assert {made.plan[k] for k, _ in seen["below"]} == {1.0, 0.75, 0.5, 0.25}
+    for k, t in seen["below"]:
+        asked = made.plan[k]
         assert t.min() >= 0.02 and t.max() <= min(asked, 0.98) and t.max() > 0.9 * min(asked, 0.98)
     for (_, below), (_, t) in zip(seen["below"], seen["all"], strict=True):
         assert t.max() > 0.9 and t.min() < 0.1 and not torch.equal(t, below)

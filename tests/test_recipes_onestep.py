@@ -101,7 +101,8 @@ def test_taps_of_maps_and_of_the_teachers_hidden_states(tmp_path):
 
     settings = Ungated.Settings(out=tmp_path / "run", teacher=str(tmp_path / "flow"), steps=2, batch=16, bank=32,
                                 support=8, taps=("identity", "tokens", "pooled", "patches2", "hidden"),
-                                layers=("blocks.0", "blocks.1"), noising="both", **net, **PLAIN | {"log_every": 1})
+                                layers=("blocks.0", "blocks.1"), noising="both", data="given", size=4,
+                                **PLAIN | {"log_every": 1})
     start(Ungated, settings, "drifting", {"data": data}, Silent())
     terms = {k.removeprefix("student/") for k in read_rows(tmp_path / "run" / "metrics.jsonl")[0] if "student/" in k}
     assert terms >= {"identity", "tokens", "mean", "deviation", "mean 2x2", "deviation 2x2", "blocks.0 tokens",

@@ -7,14 +7,14 @@ from stillroom.flows.denoiser import Denoises, guided
 from stillroom.flows.samplers import Callback, _silent, latest, samplers
 from stillroom.nets.build import buildable
 from stillroom.nets.offload import device_of
-from stillroom.paths import shift, uniform_grid
+from stillroom.paths import VE, karras_grid, shift, uniform_grid
 from stillroom.settings import Refusal, nearest, seed_of
 
 
 def noise_of(shape: tuple[int, ...], first: int, count: int, seed: int) -> Tensor:
     """[count, *shape] noise of samples first, first+1, ...: sample i has its own, whatever the batch it is drawn in."""
-    rows = [
-        torch.randn(shape, generator=torch.Generator().manual_seed(seed_of(seed, i)))
+    rows = [        # on the CPU, also where a recipe is being built under another device
+        torch.randn(shape, generator=torch.Generator().manual_seed(seed_of(seed, i)), device="cpu")
         for i in range(first, first + count)
     ]
     return torch.stack(rows)
@@ -36,6 +36,13 @@ class Flow(nn.Module):
     def labels(self, first: int, count: int) -> Tensor | None:
         """Class-balanced: sample i is of class i modulo the number of classes."""
         return None if self.classes is None else torch.arange(first, first + count) % self.classes
+
+    def times(self, denoiser: Denoises, steps: int) -> Tensor:
+        """[steps + 1], from noise to data. Equal steps of a variance-exploding path would spend all but one where there
+        is nothing but noise."""
+        if isinstance(denoiser.path, VE):
+            return karras_grid(denoiser.path, steps)
+        return uniform_grid(steps, start=float(shift(latest(denoiser), 1 / self.shift)), s=self.shift)
 
     def sample(self, n: int, seed: int = 0, y: Tensor | None = None, guidance: float = 1.0, steps: int | None = None,
                batch: int = 256, first: int = 0, callback: Callback = _silent, weak: "Flow | None" = None,
@@ -60,7 +67,7 @@ class Flow(nn.Module):
             denoiser = guided(self.denoiser, guidance, None if weak is None else weak.denoiser, interval)
         except ValueError as error:         # two flows whose answers cannot be subtracted
             raise Refusal(f"guidance: {error}") from error
-        times = uniform_grid(steps or self.steps, start=float(shift(latest(denoiser), 1 / self.shift)), s=self.shift)
+        times = self.times(denoiser, steps or self.steps)
         scale = float(denoiser.path.at(times[0]).sigma)  # 1 at t=1, but for variance-exploding paths
         out = []
         for i in range(0, n, batch):

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from stillroom.flows.denoiser import Denoiser
+from stillroom.flows.denoiser import Denoiser, Denoises
 from stillroom.flows.generator import Draws, Generator
 from stillroom.flows.samplers import latest
 from stillroom.nets import buildable, copied, with_input
@@ -19,15 +19,16 @@ class OneStep(Generator):
     asked: the time the network is told, for one that was taught to tell ends of trajectories by it (BOOT); its answer
     is read at t = 1 all the same, where the noise is.
     unlabelled: it has learned to answer without a label too, which guidance can start from.
+    takes_strength: it has learned to be told w. None, as in older products: wherever its network has the input.
     """
 
     def __init__(self, net: nn.Module, path: Path, prediction: Kind, shape: tuple[int, ...], asked: float = 1.0,
-                 unlabelled: bool = False):
+                 unlabelled: bool = False, takes_strength: bool | None = None):
         super().__init__()
         self.net, self.path, self.shape, self.asked, self.unlabelled = net, path, tuple(shape), asked, unlabelled
         self.prediction: Kind = prediction
         self.classes: int | None = getattr(net, "classes", None)
-        self.takes_strength: bool = getattr(net, "guided", False)
+        self.takes_strength: bool = getattr(net, "guided", False) if takes_strength is None else takes_strength
 
     def forward(self, z: Tensor, y: Tensor | None = None, w: Tensor | None = None) -> Tensor:
         return self.signal(z, torch.full((len(z),), self.asked, device=z.device), y, w)
@@ -76,7 +77,7 @@ def extrapolated(w: float, strong: Tensor, weak: Tensor) -> Tensor:
     return strong + (w - 1) * (strong - weak)
 
 
-def require_sight(teacher: Denoiser, name: str) -> None:
+def require_sight(teacher: Denoises, name: str) -> None:
     """A student begins in pure noise, where some predictions say nothing of data."""
     if float(latest(teacher)) < 1:
         raise Refusal(f"{name}: it answers {teacher.prediction}, which says nothing of data in pure noise, where a "
@@ -90,4 +91,4 @@ def student_of(teacher: Denoiser, shape: tuple[int, ...], takes_strength: bool, 
         raise Refusal("a student cannot start from a teacher that scales its input; train the teacher on another path")
     require_sight(teacher, "teacher")
     net = with_input(teacher.net, "guided") if takes_strength else copied(teacher.net)
-    return OneStep(net, teacher.path, teacher.prediction, shape, unlabelled=unlabelled)
+    return OneStep(net, teacher.path, teacher.prediction, shape, unlabelled=unlabelled, takes_strength=takes_strength)

@@ -81,7 +81,3 @@ def moments_of(features: Callable[[Tensor], Tensor], batches: Iterable[Tensor]) 
     if moments is None:
         raise Refusal("there are no pictures to take features of")
     return moments
-
-
-def fid_of(features: Callable[[Tensor], Tensor], batches_a: Iterable[Tensor], batches_b: Iterable[Tensor]) -> float:
-    return distance_between(moments_of(features, batches_a), moments_of(features, batches_b))

@@ -25,13 +25,14 @@ class Heads(nn.Module):
             nn.init.zeros_(self.labels.weight)
 
     def forward(self, features: Sequence[Tensor], y: Tensor | None = None) -> Tensor:
-        """[B]"""
+        """[B], in float32 even under autocast: the penalty is of small differences between them."""
         if self.labels is None or y is None:
             labels = [None] * len(self.layers)
         else:
             labels = self.labels(y).chunk(len(self.layers), 1)              # each [B, width]
-        logits = [self.logit(layer, channels_last(f).to(torch.promote_types(f.dtype, torch.float32)), each)
-                  for layer, f, each in zip(self.layers, features, labels, strict=True)]
+        with torch.autocast(features[0].device.type, enabled=False):
+            logits = [self.logit(layer, channels_last(f).to(torch.promote_types(f.dtype, torch.float32)), each)
+                      for layer, f, each in zip(self.layers, features, labels, strict=True)]
         return torch.stack(logits).mean(0)
 
     @staticmethod

@@ -91,11 +91,6 @@ def switch(layer, off: bool):
         p.requires_grad_(flag)
 
 
-def lora_parameters(net: nn.Module) -> dict[str, nn.Parameter]:
-    """The adapters' parameters by name; the regex `lora_` chooses the same ones in a role's `trains`."""
-    return {name: p for name, p in net.named_parameters() if "lora_" in name}
-
-
 @buildable
 class Lora(nn.Module):
     """A net with adapters that can be written down and built again. It shares the weights of `net`, and changes it."""

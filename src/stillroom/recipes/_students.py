@@ -1,7 +1,7 @@
 """What students of a flow share: how they are told, how they begin, what they are asked, and what they leave."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
@@ -29,10 +29,10 @@ from stillroom.match import direction, pseudo_target
 from stillroom.nets import Lora, tie, with_input
 from stillroom.nets.offload import device_of
 from stillroom.nets.recompute import recompute
-from stillroom.paths import Shifted, Uniform, plan, sign_of, target
+from stillroom.paths import Restricted, Shifted, Uniform, plan, sign_of, target
 from stillroom.settings import Count, Decay, Images, Natural, Optimizer, Refusal, Run, Where, seed_of
 from stillroom.train import Average, Product, Recipe, Ref, Role, Stage, nothing, product_hash
-from stillroom.train.teacher import codec_beside, encoding_of, is_ours, open_teacher, open_teacher_of
+from stillroom.train.teacher import codec_beside, encoding_of, is_ours, open_teacher, open_teacher_of, teacher_card
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,16 +86,19 @@ def require_origin(origin: Flow, teacher: Flow, place: str) -> None:
 
 
 class Ends:
-    """Where the teacher's trajectories end, drawn once: samples in the place of data, or pairs with their noise."""
+    """Where the teacher's trajectories end, drawn once: samples in the place of data."""
 
     def __init__(self, flow: Flow, count: int, seed: int, guidance: float = 1.0, steps: int | None = None):
         self.flow: Flow | None = flow               # None where the teacher has gone
         self.at_once = 256 if prompted(flow) is None else 8
         self.labels, self.count, self.guidance, self.steps = flow.labels(0, count), count, guidance, steps
         self.seed = seed_of(seed, "ends")       # not the noises that a user draws with, which would be known by heart
-        self.noises, self.ends = torch.zeros(2, count, *flow.shape)
-        self.noises.copy_(noise_of(flow.shape, 0, count, self.seed))
-        self.ends.copy_(self.noises)        # until they are followed, as a plan leaves it: of some spread
+        self.ends = torch.zeros(count, *flow.shape)
+        self.ends.copy_(self.noises())      # until they are followed, as a plan leaves it: of some spread
+
+    def noises(self) -> Tensor:
+        """Where they begin, [count, *shape]."""
+        return noise_of(tuple(self.ends.shape[1:]), 0, self.count, self.seed)
 
     def follow(self) -> None:
         assert self.flow is not None
@@ -103,25 +106,32 @@ class Ends:
                                          batch=self.at_once))
 
     def memory(self) -> dict[str, Tensor]:
-        return {"noises": self.noises, "ends": self.ends}
+        return {"ends": self.ends}
 
-    def drawn(self, turn) -> tuple[Tensor, Tensor, Tensor | None]:
-        """[B] of them: noise, end, label."""
-        i = (turn.rand((turn.batch,)) * self.count).long().clamp(max=self.count - 1)
-        return self.noises[i], self.ends[i], None if self.labels is None else self.labels[i]
+    def chosen(self, turn) -> Tensor:
+        """[B]: numbers of some of them."""
+        return (turn.rand((turn.batch,)) * self.count).long().clamp(max=self.count - 1)
+
+    def at(self, i: Tensor) -> tuple[Tensor, Tensor | None]:
+        """[B]: ends and their labels."""
+        return self.ends[i], None if self.labels is None else self.labels[i]
 
 
 class Distillation(Recipe):
     """A recipe around a teacher `flow`, its guided answer `teacher`, and the network `origin` that students start from.
 
-    A subclass says what learns, and its losses.
+    A subclass says what learns, its losses, and the generator that comes of it.
     """
 
     ends: Ends | None = None        # of the teacher, for recipes that want them
+    student: Denoiser
+    mean: Average                   # of the student
+    generator: Callable[[], Generator]
 
     def __init__(self, settings: Student, data=None):
         self.settings, self.data = settings, data
         self.flow, began = self.opened()
+        self.taught_by = teacher_card(settings.teacher)         # now: another model may come to that place meanwhile
         self.origin = networked(began, settings.origin or settings.teacher)
         require_origin(began, self.flow, settings.origin)
         if hasattr(self, "generator"):
@@ -190,9 +200,15 @@ class Distillation(Recipe):
             raise Refusal(f"teacher {self.settings.teacher}: it has no network for adapters; give a flow run, or a "
                           "fake score with weights of its own")
         fake = adapted(teacher, rank)
-        self.flow = Flow(Bare(fake), self.flow.shape, self.flow.sampler, self.flow.steps, self.flow.shift)
+        self.flow = self.sampled(Bare(fake))
         self.teacher = guided(self.flow.denoiser, self.settings.guidance)
         return fake
+
+    @property
+    def judge(self) -> Denoiser | Bare:
+        """On whose features heads stand: the teacher's, or, where it has no network, the origin's."""
+        teacher = self.flow.denoiser
+        return teacher if isinstance(teacher, Denoiser | Bare) else self.origin
 
     def follower(self, module: nn.Module) -> Average:
         """Of something that `begun` made."""
@@ -201,6 +217,9 @@ class Distillation(Recipe):
     def role(self, module: nn.Module, optimizer: Optimizer, **more) -> Role:
         """Of something that `begun` made."""
         return Role(module, optimizer, trains="lora_" if self.settings.lora else "", **more)
+
+    def roles(self) -> dict[str, Role]:
+        return {"student": self.role(self.student, self.settings.student, average=self.mean)}
 
     def stages(self) -> Sequence[Stage]:
         return [Stage("distil", self.settings.steps, enter=self.ends.follow if self.ends else nothing)]
@@ -214,6 +233,10 @@ class Distillation(Recipe):
     def device(self) -> torch.device:
         return device_of(self.origin)
 
+    def noise(self, turn) -> Tensor:
+        """[B, *shape], where samples of the student begin."""
+        return turn.randn((turn.batch, *self.flow.shape))
+
     def labels(self, turn) -> Tensor | None:
         """[B], class-balanced over global batches one after another; of more classes than one holds, drawn."""
         batch, count = self.settings.batch, max(self.flow.classes or 0, self.settings.batch)
@@ -225,7 +248,7 @@ class Distillation(Recipe):
 
     def given(self, batch, turn) -> tuple[Tensor, Tensor | None]:
         """Data and their labels, or samples of the teacher in their place."""
-        return self.ends.drawn(turn)[1:] if self.ends else batch["data"]
+        return self.ends.at(self.ends.chosen(turn)) if self.ends else batch["data"]
 
     def dropped(self, y: Tensor | None, share: float, turn) -> Tensor | None:
         """Labels, that share of them the null label, of a teacher that has one: a score that shall be guided needs an
@@ -238,12 +261,32 @@ class Distillation(Recipe):
         """Uniform times, shifted as the teacher's."""
         return Uniform(low, high) if self.flow.shift == 1 else Shifted(Uniform(low, high), self.flow.shift)
 
+    def law_between(self, low: float, high: float, times: tuple[float, float]) -> Restricted:
+        """What lies there of uniform `times`, shifted as the teacher's."""
+        law, told = self.law(*times), f"times {times[0]:g} {times[1]:g}"
+        if times[0] >= times[1]:
+            raise Refusal(f"{told}: the first is not below the second; give the lower noise level first")
+        if law.cdf(torch.tensor(low)) >= law.cdf(torch.tensor(high)):
+            raise Refusal(f"{told}: reach no noise level between {low:.3g} and {high:.3g}, where a step of the student "
+                          "learns; give wider ones, or fewer --student-steps")
+        return Restricted(law, low, high)
+
     # ---- what it leaves ----
+
+    def preview(self) -> Mapping[str, Tensor]:
+        return self.shown(self.generator())
+
+    def product(self) -> Product:
+        return self.left(self.generator())
+
+    def sampled(self, denoiser: Denoises) -> Flow:
+        """As the teacher is sampled."""
+        return Flow(denoiser, self.flow.shape, self.flow.sampler, self.flow.steps, self.flow.shift)
 
     def left(self, made: Generator | Flow, **more) -> Product:
         s, place = self.settings, self.settings.origin or self.settings.teacher
         kind = "flow" if isinstance(made, Flow) else "generator"
-        card = {"shape": list(made.shape), "classes": made.classes, "teacher": s.teacher, "guidance": s.guidance,
+        card = {"shape": list(made.shape), "classes": made.classes, **self.taught_by, "guidance": s.guidance,
                 **({"prompts": s.prompts} if s.prompts else {}), **self.encoding(), **more}
         base = Ref(place, product_hash(place)) if s.lora and is_ours(Path(place)) else None
         return Product(kind, {kind: made}, card, base)
@@ -256,7 +299,7 @@ class Distillation(Recipe):
         """Both of the same noise."""
         at_once = self.few(256, self.settings.batch)
         own = made.sample(self.few(64, 8), guidance=guidance, batch=at_once)
-        its = self.flow.sample(len(own), guidance=self.settings.guidance, batch=at_once)
+        its = self.sampled(self.teacher).sample(len(own), batch=at_once)
         return self.seen(samples=own, teacher=its)
 
     def few(self, count: int, prompted_count: int) -> int:
@@ -297,8 +340,8 @@ def score_gap(fake: Denoiser, teacher: Denoises, x: Tensor, t: Tensor, eps: Tens
 
 def generator_of(student: Denoiser, flow: Flow, plans: Sequence[Sequence[float]], move: Move) -> Generator:
     """What draws with a student along its plans."""
-    if [len(times) for times in plans] == [2] and not student.scale_input:
-        return OneStep(student.net, student.path, student.prediction, flow.shape)
+    if [len(times) for times in plans] == [2] and move != "jump" and not student.scale_input:
+        return OneStep(student.net, student.path, student.prediction, flow.shape, takes_strength=False)
     return FewStep([student], flow.shape, plans, move)
 
 

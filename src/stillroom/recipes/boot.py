@@ -25,7 +25,7 @@ from typing import ClassVar, cast
 import torch
 from torch import Tensor
 
-from stillroom.flows import OneStep
+from stillroom.flows import OneStep, require_sight
 from stillroom.match import squared_error
 from stillroom.paths import Coefficients, shift
 from stillroom.recipes._students import Distillation, Student
@@ -47,22 +47,22 @@ class Settings(Student):
 
 class BOOT(Distillation):
     Settings = Settings
+    student: OneStep
 
     def __init__(self, settings: Settings):
         super().__init__(settings)
         self.settings = settings
+        require_sight(self.flow.denoiser, f"teacher {settings.teacher}")
         begun = self.begun()
         if begun.scale_input:
             raise Refusal(f"teacher {settings.teacher}: it scales its input by the noise of the time that it is told; "
                           "BOOT tells it other times; train the teacher on another path")
-        self.student = OneStep(begun.net, begun.path, begun.prediction, self.flow.shape, asked=0.0)
+        self.student = OneStep(begun.net, begun.path, begun.prediction, self.flow.shape, asked=0.0,
+                               takes_strength=False)
         self.mean = self.follower(self.student)
 
-    def roles(self):
-        return {"student": self.role(self.student, self.settings.student, average=self.mean)}
-
     def losses(self, batch, turn):
-        y, z, n = self.labels(turn), turn.randn((turn.batch, *self.flow.shape)), self.settings.grid
+        y, z, n = self.labels(turn), self.noise(turn), self.settings.grid
         i = (turn.rand((len(z),)) * n).floor().clamp(max=n - 1)                 # from (i + 1) / n to i / n
         t, s, one = shift((i + 1) / n, self.flow.shift), shift(i / n, self.flow.shift), torch.ones_like(i)
         now, then, start = (self.teacher.path.over(u, z) for u in (t, s, one))
@@ -79,12 +79,6 @@ class BOOT(Distillation):
 
     def generator(self) -> OneStep:
         return cast(OneStep, self.mean.module)
-
-    def preview(self):
-        return self.shown(self.generator())
-
-    def product(self):
-        return self.left(self.generator())
 
 
 def bootstrapped(y: Tensor, f: Tensor, t: Coefficients, s: Coefficients) -> tuple[Tensor, Tensor]:

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from stillroom.flows import Denoiser, Move, step
+from stillroom.flows import Denoiser, Move, require_sight, step
 from stillroom.match import pseudo_huber
 from stillroom.paths import expand, shift
 from stillroom.recipes._students import Distillation, Ends, WithData, averaged, generator_of, plans_of
@@ -44,12 +44,10 @@ class Consistency(Distillation):
     def __init__(self, settings: Settings, data=None):
         super().__init__(settings, data)
         self.settings = settings
+        require_sight(self.flow.denoiser, f"teacher {settings.teacher}")
         self.student = self.begun()
         self.mean = self.follower(self.student)
         self.ends = Ends(self.flow, settings.teacher_samples, settings.seed) if data is None else None
-
-    def roles(self):
-        return {"student": self.role(self.student, self.settings.student, average=self.mean)}
 
     def losses(self, batch, turn):
         here, there, _ = self.jumped(*self.given(batch, turn), turn)
@@ -81,9 +79,3 @@ class Consistency(Distillation):
         own = self.settings.student_steps
         plans = plans_of(self.flow, own, *(k for k in SERVED if k != own))
         return generator_of(averaged(self.mean), self.flow, plans, "renoise")
-
-    def preview(self):
-        return self.shown(self.generator())
-
-    def product(self):
-        return self.left(self.generator())

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from stillroom.flows import Guided
 from stillroom.match import augmentation, mean_and_variance, pseudo_target, statistics_kl
-from stillroom.paths import Restricted, sign_of, target
+from stillroom.paths import sign_of, target
 from stillroom.recipes import dmd
 from stillroom.recipes._adversary import Adversarial
 from stillroom.settings import NotNegative, Refusal
@@ -51,12 +51,15 @@ class DecoupledDMD(dmd.DMD):
         if settings.guidance <= 1:
             raise Refusal(f"guidance {settings.guidance:g}: what it adds above 1 is what moves the student; give 3, or "
                           "match without guidance: stillroom distill dmd")
+        if settings.fake_lora and settings.shield != "dm":
+            raise Refusal(f"fake_lora: shield {settings.shield} has no fake score; leave it out")
         if settings.shield == "adversarial" and not settings.adversarial.weight:
             raise Refusal("shield adversarial: its weight is 0; give --adversarial.weight above 0, or --shield none")
         super().__init__(settings, data)
         self.settings = settings
         self.require_two_answers()
-        self.asked_at, self.usual = self.plan[0], (torch.zeros(()), torch.ones(()))     # of the step at hand
+        self.below = [self.law_between(0.0, t, settings.times) for t in self.plan[:-1]]
+        self.k, self.usual = 0, (torch.zeros(()), torch.ones(()))       # of the step at hand
 
     # ---- what there is, by shield ----
 
@@ -79,9 +82,8 @@ class DecoupledDMD(dmd.DMD):
     # ---- what moves the student ----
 
     def chosen(self, turn):
-        k = super().chosen(turn)
-        self.asked_at = self.plan[k]
-        return k
+        self.k = super().chosen(turn)
+        return self.k
 
     def generated(self, batch, turn):
         if self.settings.shield == "statistics":
@@ -102,7 +104,7 @@ class DecoupledDMD(dmd.DMD):
         """Towards what guidance adds, at noise levels up to the time at which x was asked for."""
         teacher = self.teacher
         assert isinstance(teacher, Guided) and y is not None
-        t, eps = turn.draw(Restricted(self.gap_law, 0.0, self.asked_at)), turn.randn(x)
+        t, eps = turn.draw(self.below[self.k]), turn.randn(x)
         c, kind = teacher.path.over(t, x), teacher.prediction
         with torch.no_grad():
             conditional, unconditional = teacher.split(c.alpha * x + c.sigma * eps, t, y)

@@ -22,10 +22,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from stillroom.flows import Bare, Denoiser, Denoises, denoising_loss, rollout
+from stillroom.flows import Denoiser, Denoises, denoising_loss, rollout
 from stillroom.recipes._adversary import Adversarial, Adversary
 from stillroom.recipes._students import Distillation, Ends, WithData, averaged, generator_of, plans_of, score_gap
-from stillroom.settings import Count, Natural, Optimizer, Share
+from stillroom.settings import Count, Natural, Optimizer, Refusal, Share
 from stillroom.train import Role
 
 
@@ -53,6 +53,8 @@ class DMD(Distillation):
     inputs = ("data",)
 
     def __init__(self, settings: Settings, data=None):
+        if settings.student_steps == 1 and (settings.asked, settings.move) != (Settings.asked, Settings.move):
+            raise Refusal("asked, move: of a student of several steps; give --student-steps above 1, or leave them out")
         super().__init__(settings, data)
         self.settings = settings
         self.student = self.begun()
@@ -69,9 +71,8 @@ class DMD(Distillation):
         return self.begun_on_teacher(rank) if rank else self.begun_whole()
 
     def opposed(self) -> Adversary | None:
-        s, teacher = self.settings, self.flow.denoiser
-        judge = teacher if isinstance(teacher, Denoiser | Bare) else self.origin
-        return Adversary(judge, s.adversarial, self.flow.shape, self.gap_law) if s.adversarial.weight else None
+        s = self.settings
+        return Adversary(self.judge, s.adversarial, self.flow.shape, self.gap_law) if s.adversarial.weight else None
 
     @property
     def needs_ends(self) -> bool:
@@ -111,7 +112,7 @@ class DMD(Distillation):
         if k and self.settings.asked == "noised":
             x, y = self.given(batch, turn)
             return self.student.x0(self.student.path.noise(x, t, turn.randn(x)), t, y), y
-        y, z = self.labels(turn), turn.randn((turn.batch, *self.flow.shape))
+        y, z = self.labels(turn), self.noise(turn)
         start = self.student.path.over(torch.full_like(t, self.plan[0]), z).sigma * z
         with torch.no_grad():
             x_t = rollout([self.student], start, self.plan[: k + 1], y, self.settings.move, lambda _: turn.randn(z))
@@ -138,9 +139,3 @@ class DMD(Distillation):
 
     def generator(self):
         return generator_of(averaged(self.mean), self.flow, [self.plan], self.settings.move)
-
-    def preview(self):
-        return self.shown(self.generator())
-
-    def product(self):
-        return self.left(self.generator())

@@ -39,7 +39,8 @@ from stillroom.recipes import flow as flows
 from stillroom.settings import Count, Decay, NotNegative, Optimizer, Positive, Refusal, Share, Where, nearest, seed_of
 from stillroom.train import Average, Product, Recipe, Role, Stage, load_product
 from stillroom.train.checkpoint import full
-from stillroom.train.teacher import frozen, open_teacher_of, part_of
+from stillroom.train.teacher import frozen, open_teacher_of, part_of, teacher_card
+from stillroom.train.world import pick_device
 
 LOOKS, CONTRACTED = 10, 0.7
 """Looks over which the ratio of the field to its floor is averaged, and the mean that tells of a contraction."""
@@ -71,7 +72,7 @@ class Settings(flows.Net):
     """Classes of a step; a field acts within one class."""
     positives: Literal["data", "teacher"] = "data"
     teacher_samples: Count = 5000
-    """Drawn once, for positives = teacher."""
+    """Drawn for positives = teacher, when a run starts or goes on."""
     support: Count = 64
     """Positives of a group."""
     bank: Count = 256
@@ -135,6 +136,7 @@ class Drifting(Recipe):
         self.n = settings.batch // self.groups
         refuse_what_cannot_be(settings, self.groups, self.classes)
         self.teacher = open_teacher_of(settings.teacher, data) if settings.teacher else None
+        self.taught_by = teacher_card(settings.teacher) if settings.teacher else {"teacher": None}
         self.student = self.begun(self.teacher) if self.teacher else self.anew()
         self.mean = Average(self.student, settings.average)
         self.early = Average(self.student, settings.average) if settings.early else None
@@ -153,7 +155,7 @@ class Drifting(Recipe):
         if not settings.teacher:
             raise Refusal("positives = teacher: name the teacher too")
         data, n = sources["data"], settings.teacher_samples
-        flow = open_teacher_of(settings.teacher, data)
+        flow = open_teacher_of(settings.teacher, data).to(pick_device(settings.device))
         note(f"drawing {n} samples of teacher {settings.teacher}")
         x = flow.sample(n, seed_of(settings.seed, "positives"))
         mine = Tensors(x, flow.labels(0, n), data.classes, settings.teacher)
@@ -169,7 +171,8 @@ class Drifting(Recipe):
 
     def anew(self) -> OneStep:
         net = flows.make_net(self.settings, self.shape, self.classes, guided=self.settings.strongest > 1)
-        return OneStep(net, flows.PATHS["linear"](), "v", self.shape, unlabelled=self.settings.drop > 0)
+        return OneStep(net, flows.PATHS["linear"](), "v", self.shape, unlabelled=self.settings.drop > 0,
+                       takes_strength=self.settings.strongest > 1)
 
     def filled_bank(self) -> Bank:
         bank, device = Bank(self.classes or 1, self.settings.bank, self.shape), next(self.student.parameters()).device
@@ -191,8 +194,8 @@ class Drifting(Recipe):
 
     def compared(self) -> Callable[[Tensor, Tensor, Tensor | None], Vectors]:
         """phi(x, t, y): all taps, each {name: [B, L, C]}."""
-        s = self.settings
-        features = feature_net(s.features, self.shape).to(self.bank.x.device) if "features" in s.taps else None
+        s, of = self.settings, encoding_card(self.data)
+        features = feature_net(s.features, self.shape, of).to(self.bank.x.device) if "features" in s.taps else None
 
         def phi(x: Tensor, t: Tensor, y: Tensor | None) -> Vectors:
             found: dict[str, Tensor] = {}
@@ -353,7 +356,7 @@ class Drifting(Recipe):
 
     def product(self):
         s = self.settings
-        card = {"shape": list(self.shape), "classes": self.classes, "data": s.data, "teacher": s.teacher or None,
+        card = {"shape": list(self.shape), "classes": self.classes, "data": s.data, **self.taught_by,
                 "taps": list(s.taps), "temperatures": list(self.temperatures), "strongest": s.strongest,
                 **encoding_card(self.data)}
         parts: dict[str, nn.Module] = {"generator": self.mean.module}
@@ -372,6 +375,11 @@ def refuse_what_cannot_be(s: Settings, groups: int, classes: int | None) -> None
         raise Refusal(f"batch = {s.batch} does not divide into {groups} groups of equal size")
     if s.batch == groups:
         raise Refusal(f"batch = {s.batch} leaves one sample to each of {groups} groups, which nothing pushes")
+    own = [f.name for f in dataclasses.fields(flows.Network) if getattr(s, f.name) != f.default]
+    if s.teacher and own:
+        raise Refusal(f"{own[0]}: a student of a teacher has its network; leave out {' and '.join(own)}, or teacher")
+    if s.coverage and s.support < 2:
+        raise Refusal("support = 1: coverage is of positives beside each other; give 2 or more, or leave out coverage")
     if s.support > s.bank:
         raise Refusal(f"support = {s.support} positives cannot be drawn from a bank of {s.bank}")
     known = {*TAPS, "features", "hidden"}
@@ -392,8 +400,12 @@ def refuse_what_cannot_be(s: Settings, groups: int, classes: int | None) -> None
         raise Refusal("noising = query compares samples themselves, without guidance: leave out taps and strongest")
 
 
-def feature_net(place: str, shape: tuple[int, ...]) -> nn.Module:
+def feature_net(place: str, shape: tuple[int, ...], encoding: Mapping[str, Any] | None) -> nn.Module:
+    """For what is of this shape and, where that is known, of this encoding."""
     card = load_product(place).card
     if tuple(card["shape"]) != tuple(shape):
         raise Refusal(f"features {place}: they are of {card['shape']}, the data are {list(shape)}")
+    if encoding is not None and card.get("encoding") != encoding.get("encoding"):
+        raise Refusal(f"features {place}: made on other latents than this run's, or on pictures; give those of a run "
+                      "on the same data")
     return frozen(part_of(place, "features"))

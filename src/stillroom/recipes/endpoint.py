@@ -29,27 +29,20 @@ class Settings(Student):
 
 class Endpoint(Distillation):
     Settings = Settings
+    ends: Ends
 
     def __init__(self, settings: Settings):
         super().__init__(settings)
         self.settings = settings
         self.student = self.begun()
         self.mean = self.follower(self.student)
-        self.pairs = Ends(self.flow, settings.pairs, settings.seed, settings.guidance, settings.teacher_steps)
-        self.ends = self.pairs
-
-    def roles(self):
-        return {"student": self.role(self.student, self.settings.student, average=self.mean)}
+        self.ends = Ends(self.flow, settings.pairs, settings.seed, settings.guidance, settings.teacher_steps)
+        self.noises = self.ends.noises().to(self.device)        # a function of the seed, which no checkpoint need hold
 
     def losses(self, batch, turn):
-        z, x, y = self.pairs.drawn(turn)
-        return {"student": {"endpoint": squared_error(at_noise(self.student, z, y), x)}}
+        i = self.ends.chosen(turn)
+        x, y = self.ends.at(i)
+        return {"student": {"endpoint": squared_error(at_noise(self.student, self.noises[i], y), x)}}
 
     def generator(self):
         return generator_of(averaged(self.mean), self.flow, [(1.0, 0.0)], "ode")
-
-    def preview(self):
-        return self.shown(self.generator())
-
-    def product(self):
-        return self.left(self.generator())

@@ -102,6 +102,10 @@ def make_net(settings: Network, shape: tuple[int, ...], classes: int | None, gui
     told = {"classes": classes, "guided": guided}
     if len(shape) == 1:
         return MLP(shape[0], settings.width, settings.depth, **told)
+    if len(shape) != 3:
+        raise Refusal(f"net {settings.net}: takes points [C] or maps [C, H, W], and the data are {list(shape)}")
+    if settings.net != "unet" and shape[1] != shape[2]:
+        raise Refusal(f"net {settings.net}: takes squares, and the data are {list(shape)}; give --net unet")
     if settings.net == "dit":
         return DiT(shape[0], shape[1], settings.patch, settings.width, settings.depth, heads_of(settings.width), **told)
     if settings.net == "ddt":

@@ -23,6 +23,7 @@ Expect: few steps; with real data a critic of its own soon knows them by heart, 
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import ClassVar, Literal
 
 import torch
@@ -37,6 +38,7 @@ from stillroom.recipes.drifting import feature_net
 from stillroom.settings import Count, NotNegative, Optimizer, Refusal, Where
 from stillroom.train import Role
 from stillroom.train.schedule import ends
+from stillroom.train.teacher import is_ours
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,11 +88,16 @@ class GDD(Distillation):
         """What sees samples for the critic's heads."""
         shape = self.flow.shape
         if self.settings.features:
-            return feature_net(self.settings.features, shape)
+            return self.features(self.settings.features)
         if len(shape) not in (1, 3):
             raise Refusal(f"teacher {self.settings.teacher}: makes {list(shape)}, and critics see points or maps")
         width = self.settings.width
         return Layers(shape[0], width) if len(shape) == 1 else ResNet(shape[0], min(shape[1:]), width, (1, 1, 1))
+
+    def features(self, place: str) -> nn.Module:
+        """What other people's teachers make their latents of is not known."""
+        known = self.data is not None or is_ours(Path(self.settings.teacher))
+        return feature_net(place, self.flow.shape, self.encoding() if known else None)
 
     def roles(self):
         s = self.settings
@@ -100,13 +107,13 @@ class GDD(Distillation):
 
     def losses(self, batch, turn):
         real, y_real = self.given(batch, turn)
-        y, z = self.labels(turn), turn.randn((turn.batch, *self.flow.shape))
+        y, z = self.labels(turn), self.noise(turn)
         with torch.set_grad_enabled("student" in turn):
             x = at_noise(self.student, z, y)
-        losses = {"critic": self.judged(real, y_real, x.detach(), y, turn.step)}
         if "student" in turn:
-            losses["student"] = {"adversarial": maker_softplus(self.critic(x, y))}
-        return losses
+            yield {"student": {"adversarial": maker_softplus(self.critic(x, y))}}
+        x = x.detach()
+        yield {"critic": self.judged(real, y_real, x, y, turn.step)}
 
     def judged(self, real: Tensor, y_real: Tensor | None, made: Tensor, y: Tensor | None,
                step: int) -> dict[str, Tensor]:
@@ -119,9 +126,6 @@ class GDD(Distillation):
 
     def generator(self):
         return generator_of(averaged(self.mean), self.flow, [(1.0, 0.0)], "ode")
-
-    def preview(self):
-        return self.shown(self.generator())
 
     def product(self):
         return self.left(self.generator(), begin=self.settings.begin, freeze=self.settings.freeze)

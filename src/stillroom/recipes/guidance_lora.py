@@ -24,7 +24,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from stillroom.flows import Denoiser, Flow, Guided
+from stillroom.flows import Denoiser, Flow, Guided, require_sight
 from stillroom.match import squared_error
 from stillroom.nets import tie
 from stillroom.paths import convert, expand
@@ -54,8 +54,11 @@ class GuidanceLora(Distillation):
                           "with; give at least that, or leave it out")
         super().__init__(settings, data)
         self.settings = settings
+        self.require_two_answers()
+        if self.origin.prediction != self.flow.denoiser.prediction:     # its answer is converted, up to pure noise
+            require_sight(self.flow.denoiser, f"teacher {settings.teacher}")
         self.student = self.begun()
-        self.guided = Guided(self.flow.denoiser, settings.guidance)
+        self.teacher = Guided(self.flow.denoiser, settings.guidance)
         self.mean = self.follower(self.student)
         self.ends = Ends(self.flow, settings.teacher_samples, settings.seed) if data is None else None
 
@@ -74,14 +77,11 @@ class GuidanceLora(Distillation):
         self.flow.denoiser = student
         return self.begun_on_teacher(s.lora)
 
-    def roles(self):
-        return {"student": self.role(self.student, self.settings.student, average=self.mean)}
-
     def losses(self, batch, turn):
         x, y = self.given(batch, turn)
         t, eps = turn.draw(self.law()), turn.randn(x)
         w = self.strengths(t, turn)
-        x_t = self.guided.path.noise(x, t, eps)
+        x_t = self.teacher.path.noise(x, t, eps)
         answer = self.student(x_t, t, y, w=w if self.settings.strongest > 1 else None)
         return {"student": {"guided": squared_error(answer, self.target(x_t, t, y, w))}}
 
@@ -94,12 +94,12 @@ class GuidanceLora(Distillation):
     def target(self, x_t: Tensor, t: Tensor, y: Tensor | None, w: Tensor) -> Tensor:
         """The teacher's answer at each sample's own strength, in the student's prediction."""
         assert y is not None
-        conditional, unconditional = self.guided.split(x_t, t, y)
+        conditional, unconditional = self.teacher.split(x_t, t, y)
         native = unconditional + expand(w, x_t) * (conditional - unconditional)
-        return convert(native, x_t, self.guided.path.over(t, x_t), self.guided.prediction, self.student.prediction)
+        return convert(native, x_t, self.teacher.path.over(t, x_t), self.teacher.prediction, self.student.prediction)
 
     def made(self) -> Flow:
-        return Flow(averaged(self.mean), self.flow.shape, self.flow.sampler, self.flow.steps, self.flow.shift)
+        return self.sampled(averaged(self.mean))
 
     def preview(self):
         return self.shown(self.made(), self.settings.guidance if self.settings.strongest > 1 else 1.0)

@@ -26,7 +26,7 @@ Expect: K steps of a student whose stages end in K segments come where the teach
 longer. See the claim `hyper-sd`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -34,7 +34,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from stillroom.flows import denoising_loss, rollout
+from stillroom.flows import Denoiser, denoising_loss, rollout
 from stillroom.flows.fewstep import step
 from stillroom.match import pseudo_huber
 from stillroom.paths import lower_edge
@@ -43,6 +43,7 @@ from stillroom.recipes._adversary import Adversarial, Adversary
 from stillroom.recipes._students import averaged, generator_of, plans_of, score_gap, widened
 from stillroom.settings import Count, Natural, NotNegative, Optimizer, Refusal, Where
 from stillroom.train import Role, Stage, nothing
+from stillroom.train.recipe import Terms
 
 ROUNDING = 1e-5
 """Of a time on an edge, which is not to fall into the segment above."""
@@ -80,7 +81,7 @@ class HyperSD(consistency.Consistency):
             self.jump = "jump"
         self.plans = {f"segments {len(plan) - 1}": plan for plan in plans_of(self.flow, *s.segments)}
         self.score_law = self.law(0.02, 0.98)
-        self.adversary = Adversary(self.origin, s.adversarial, shape, self.score_law) if s.adversarial.weight else None
+        self.adversary = Adversary(self.judge, s.adversarial, shape, self.score_law) if s.adversarial.weight else None
         self.reward = opened(s.reward, shape, self.flow.classes) if s.reward else None
         self.fake = super().begun_whole() if s.score_weight else None
 
@@ -119,26 +120,33 @@ class HyperSD(consistency.Consistency):
         return averaged(self.mean)
 
     def losses(self, batch, turn):
-        s, (x, y) = self.settings, self.given(batch, turn)
+        x, y = self.given(batch, turn)
+        yield from self.jumps(x, y, turn)
+        if self.reward:
+            yield {"student": {"reward": -self.settings.reward_weight * self.reward(self.drawn(y, turn), y)}}
+        if self.fake and "fake" in turn:
+            yield from self.scored(self.fake, y, turn)
+
+    def jumps(self, x: Tensor, y: Tensor | None, turn) -> Iterator[dict[str, Terms]]:
         here, there, r = self.jumped(x, y, turn)
-        losses = {"student": {"jump": pseudo_huber(here, there)}}
+        terms = {"jump": pseudo_huber(here, there)}
         if self.adversary:
             ended = (r == 0).to(here)                       # elsewhere a jump ends in noise, and is not judged
-            losses["head"] = {k: ended * v for k, v in self.adversary.critic(x, here, turn, y, y).items()}
-            losses["student"]["adversarial"] = ended * self.adversary.maker(here, turn, y)
-        if self.reward:
-            losses["student"]["reward"] = -s.reward_weight * self.reward(self.drawn(y, turn), y)
-        if self.fake and "fake" in turn:
-            made = self.drawn(y, turn)
-            t, eps = turn.draw(self.score_law), turn.randn(x)
-            losses["student"]["gap"] = s.score_weight * score_gap(self.fake, self.teacher, made, t, eps, y)
-            t, eps = turn.draw(self.score_law), turn.randn(x)
-            losses["fake"] = {"dsm": denoising_loss(self.fake, made.detach(), t, eps, y)}
-        return losses
+            yield {"head": {k: ended * v for k, v in self.adversary.critic(x, here, turn, y, y).items()}}
+            terms["adversarial"] = ended * self.adversary.maker(here, turn, y)
+        yield {"student": terms}
+
+    def scored(self, fake: Denoiser, y: Tensor | None, turn) -> Iterator[dict[str, Terms]]:
+        x = self.drawn(y, turn)
+        t, eps = turn.draw(self.score_law), turn.randn(x)
+        yield {"student": {"gap": self.settings.score_weight * score_gap(fake, self.teacher, x, t, eps, y)}}
+        x = x.detach()
+        t, eps = turn.draw(self.score_law), turn.randn(x)
+        yield {"fake": {"dsm": denoising_loss(fake, x, t, eps, y)}}
 
     def drawn(self, y: Tensor | None, turn) -> Tensor:
         """Samples as the student makes them in this stage, with the gradient of the last step."""
-        plan, z = self.plans[turn.stage], turn.randn((turn.batch, *self.flow.shape))
+        plan, z = self.plans[turn.stage], self.noise(turn)
         t, end = (torch.full((len(z),), u, device=z.device) for u in plan[-2:])
         start = self.student.path.over(torch.full_like(t, plan[0]), z).sigma * z
         with torch.no_grad():

@@ -172,7 +172,8 @@ class MSD(Distillation):
 
     def matched(self, k: int, turn) -> Tensor:
         student = cast(Denoiser, self.each[k]["student"].module)
-        (_, x, y), t = self.samples[k].drawn(turn), turn.draw(self.law())
+        ends = self.samples[k]
+        (x, y), t = ends.at(ends.chosen(turn)), turn.draw(self.law())
         x_t = student.path.noise(x, t, turn.randn(x))
         with torch.no_grad():
             said = self.teacher.predict(student.prediction, x_t, t, y)
@@ -190,9 +191,6 @@ class MSD(Distillation):
 
     def generator(self) -> Generator:
         return Routed([student.generator() for student in self.students], self.routes)
-
-    def preview(self):
-        return self.shown(self.generator())
 
     def product(self):
         return self.left(self.generator(), inner=self.settings.inner, routes=list(self.routes))

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from stillroom.flows import FewStep, rollout, step
 from stillroom.match import direction, pseudo_target, squared_error
-from stillroom.paths import Coefficients, Law, Restricted, between, sign_of, subinterval_target
+from stillroom.paths import Coefficients, Law, between, sign_of, subinterval_target
 from stillroom.recipes._students import Distillation, Student, averaged, plans_of
 from stillroom.settings import Count, Optimizer, Share
 from stillroom.train import Role, Stage
@@ -84,7 +84,7 @@ class PhasedDMD(Distillation):
     def phase(self, k: int) -> Phase:
         start, end = self.plan[k : k + 2]
         high = start if self.settings.intervals == "disjoint" else 1.0
-        return Phase(k, start, end, Restricted(self.law(*self.settings.times), end, high))
+        return Phase(k, start, end, self.law_between(end, high, self.settings.times))
 
     def roles(self):
         s = self.settings
@@ -113,7 +113,7 @@ class PhasedDMD(Distillation):
 
     def generated(self, phase: Phase, turn) -> tuple[Tensor, Tensor | None]:
         """x_s, the end of the phase, from noise: the steps before are those of the product's experts."""
-        y, z = self.labels(turn), turn.randn((turn.batch, *self.flow.shape))
+        y, z = self.labels(turn), self.noise(turn)
         t, s = (torch.full((len(z),), u, device=z.device) for u in (phase.start, phase.end))
         expert, before = self.experts[phase.k], [averaged(mean) for mean in self.means[: phase.k]]
         start = expert.path.over(torch.ones_like(t), z).sigma * z
@@ -147,9 +147,3 @@ class PhasedDMD(Distillation):
 
     def generator(self):
         return FewStep([averaged(mean) for mean in self.means], self.flow.shape, [self.plan], "ode")
-
-    def preview(self):
-        return self.shown(self.generator())
-
-    def product(self):
-        return self.left(self.generator())

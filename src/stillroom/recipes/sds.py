@@ -26,7 +26,7 @@ from stillroom.paths import Uniform
 from stillroom.settings import NotNegative, Optimizer, Refusal, Run, Share, Where
 from stillroom.train import Product, Recipe, Role, Stage
 from stillroom.train.checkpoint import full
-from stillroom.train.teacher import open_teacher
+from stillroom.train.teacher import open_teacher, teacher_card
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +52,7 @@ class SDS(Recipe):
 
     def __init__(self, settings: Settings):
         self.settings = settings
-        self.flow = open_teacher(settings.teacher, settings.prompts)
+        self.flow, self.taught_by = open_teacher(settings.teacher, settings.prompts), teacher_card(settings.teacher)
         if settings.conditional and self.flow.classes is None:
             raise Refusal(f"teacher {settings.teacher} has no classes; leave out --conditional")
         if settings.guidance != 1 and not settings.conditional:
@@ -89,4 +89,4 @@ class SDS(Recipe):
     def product(self):
         points = self.particles.x.detach()
         parts = {"points": points} if self.y is None else {"points": points, "labels": self.y}
-        return Product("points", parts, {"teacher": self.settings.teacher, "guidance": self.settings.guidance})
+        return Product("points", parts, {**self.taught_by, "guidance": self.settings.guidance})

@@ -64,7 +64,7 @@ class SwiftBrush(Distillation):
                 "fake": Role(self.fake, s.score, trains="lora_")}
 
     def losses(self, batch, turn):
-        y, z = self.labels(turn), turn.randn((turn.batch, *self.flow.shape))
+        y, z = self.labels(turn), self.noise(turn)
         x = at_noise(self.student, z, y)
         yield {"student": {"gap": self.gap(x, y, turn)}}
         yield {"fake": {"dsm": self.tracked(x.detach(), y, turn)}}
@@ -89,9 +89,3 @@ class SwiftBrush(Distillation):
 
     def generator(self):
         return generator_of(averaged(self.mean), self.flow, [(1.0, 0.0)], "ode")
-
-    def preview(self):
-        return self.shown(self.generator())
-
-    def product(self):
-        return self.left(self.generator())

@@ -64,6 +64,9 @@ class TwinFlow(Distillation):
     def __init__(self, settings: Settings, data=None):
         super().__init__(settings, data)
         self.settings = settings
+        if settings.twin and settings.wait != Settings.wait and settings.wait >= settings.steps:
+            raise Refusal(f"wait {settings.wait}: leaves none of {settings.steps} steps in which the twin pushes; give "
+                          "fewer, or --twin 0")
         if settings.twin and settings.batch % (4 * settings.accumulate):
             raise Refusal(f"batch {settings.batch}: every fourth sample is the network's own, in each micro-batch; "
                           f"give a multiple of {4 * settings.accumulate}")
@@ -82,9 +85,6 @@ class TwinFlow(Distillation):
             return self.saving(widened(origin, "two_times"))
         except Refusal as refusal:
             raise Refusal(f"teacher {place}: {refusal}, which twinflow needs; give a flow run") from None
-
-    def roles(self):
-        return {"student": self.role(self.student, self.settings.student, average=self.mean)}
 
     def after(self, batch, turn):
         """The teacher goes: of it there are left the weights that the student began with, and samples."""
@@ -162,9 +162,6 @@ class TwinFlow(Distillation):
 
     def preview(self):
         return {"samples": self.generator().sample(64)}
-
-    def product(self):
-        return self.left(self.generator())
 
 
 def residual(f: Tensor, v: Tensor, x_t: Tensor, t: Tensor, r: Tensor, jump: Callable[..., Tensor]) -> Tensor:

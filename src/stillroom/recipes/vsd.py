@@ -24,7 +24,7 @@ import torch
 
 from stillroom.flows import Denoiser, Mixture, denoising_loss
 from stillroom.match import gap
-from stillroom.nets import MLP, Lora
+from stillroom.nets import MLP, Lora, tie
 from stillroom.recipes import sds
 from stillroom.settings import Count, Optimizer, Refusal
 from stillroom.train import Role, Stage
@@ -61,6 +61,8 @@ class VSD(sds.SDS):
             fake = Denoiser(net, teacher.path, "eps")
         elif isinstance(teacher, Denoiser):
             fake = copy.deepcopy(teacher)
+            if self.settings.fake == "lora":        # on the teacher's own weights, which are held once
+                tie(fake.net, teacher.net)
         else:
             raise Refusal(f"teacher {self.settings.teacher}: the fake score of a {type(teacher).__name__} is not known")
         if self.settings.fake == "lora":
@@ -92,7 +94,7 @@ class VSD(sds.SDS):
         rows = turn.rows(self.settings.batch)
         x, y = self.particles(rows), None if self.y is None else self.y[rows]
         t, eps = turn.draw(self.law), turn.randn(x)
-        losses = {"fake": {"dsm": denoising_loss(self.fake, x.detach(), t, eps, y)}}
+        yield {"fake": {"dsm": denoising_loss(self.fake, x.detach(), t, eps, y)}}
         if "particles" in turn:
             t, eps = turn.draw(self.law), turn.randn(x)
             c = self.teacher.path.over(t, x)
@@ -100,5 +102,4 @@ class VSD(sds.SDS):
                 x_t = c.alpha * x + c.sigma * eps
                 fake, real = self.fake.x0(x_t, t, y), self.teacher.x0(x_t, t, y)
             # sigma^2 (e_T - e_F) = alpha sigma (F - T) in x0 space
-            losses["particles"] = {"gap": gap(x, fake, real, weight=c.alpha * c.sigma)}
-        return losses
+            yield {"particles": {"gap": gap(x, fake, real, weight=c.alpha * c.sigma)}}
