@@ -210,8 +210,9 @@ def page() -> str:
                   reached(seen, eight)) for name, seen in looked.items()]
         lines += ["| " + " | ".join([name, steps, seconds, *(format(figures[c], f) for c, f in COLUMNS.items()), a, b])
                   + " |" for name, steps, seconds, figures, a, b in rows]
-        lines += ["", "Seconds are of the processor and include what a method prepares (pairs, samples, banks). The "
-                  "same students on their way, Fréchet distance after so many steps:", "",
+        lines += ["", "Seconds are of the processor and include what a method prepares (pairs, samples, banks). Every "
+                  "second step of DMD moves its student. The same students on their way, Fréchet distance after so "
+                  "many steps:", "",
                   "| | " + " | ".join(map(str, LOOKS)) + " |",
                   "|---" * (len(LOOKS) + 1) + "|"]
         lines += ["| " + " | ".join([name, *(f"{row['frechet']:.2f} ({row['seconds']:.0f} s)" for row in seen)]) + " |"
