@@ -174,8 +174,6 @@ def measured(space: str, place: Path) -> dict[str, Any]:
         out = place / "students" / name.replace(" ", "-").replace(",", "").replace("'", "")
         result["students"][name] = distilled(recipe, settings, out, judge)
         print(name, result["students"][name], flush=True)
-        RESULTS.mkdir(exist_ok=True)
-        (RESULTS / f"{space}.json").write_text(json.dumps(finite(result), indent=1) + "\n")
     one = load(place / "students/drifting")
     result["seconds for 64 pictures"] = {
         "1 step": median_seconds(lambda: judge.decoded(one.sample(64, SEED))),
@@ -228,5 +226,6 @@ if __name__ == "__main__":
     parser.add_argument("--place", type=Path, required=True)
     asked = parser.parse_args()
     found = measured(asked.space, asked.place)
+    RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{asked.space}.json").write_text(json.dumps(found, indent=1) + "\n")
     PAGE.write_text(page())
