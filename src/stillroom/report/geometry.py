@@ -32,7 +32,7 @@ def write_inspection(out: Path, found: Found) -> Path:
 
 
 def title(found: Found) -> str:
-    return ", ".join(short(place) for place in found["places"])
+    return ", ".join(names(found))
 
 
 def short(place: Place) -> str:
