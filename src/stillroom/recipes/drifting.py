@@ -36,10 +36,11 @@ from stillroom.match.taps import TAPS, Vectors, of_map, problems
 from stillroom.measure import participation_ratio
 from stillroom.nets.bank import Bank
 from stillroom.recipes import flow as flows
+from stillroom.recipes.features import feature_net
 from stillroom.settings import Count, Decay, NotNegative, Optimizer, Positive, Refusal, Share, Where, nearest, seed_of
-from stillroom.train import Average, Product, Recipe, Role, Stage, load_product
+from stillroom.train import Average, Product, Recipe, Role, Stage
 from stillroom.train.checkpoint import full
-from stillroom.train.teacher import frozen, open_teacher_of, part_of, teacher_card
+from stillroom.train.teacher import open_teacher_of, teacher_card
 from stillroom.train.world import pick_device
 
 LOOKS, CONTRACTED = 10, 0.7
@@ -398,14 +399,3 @@ def refuse_what_cannot_be(s: Settings, groups: int, classes: int | None) -> None
         raise Refusal("the data have no labels, so nothing can be guided: leave out drop and strongest")
     if s.noising == "query" and (s.taps != ("identity",) or s.strongest > 1):
         raise Refusal("noising = query compares samples themselves, without guidance: leave out taps and strongest")
-
-
-def feature_net(place: str, shape: tuple[int, ...], encoding: Mapping[str, Any] | None) -> nn.Module:
-    """For what is of this shape and, where that is known, of this encoding."""
-    card = load_product(place).card
-    if tuple(card["shape"]) != tuple(shape):
-        raise Refusal(f"features {place}: they are of {card['shape']}, the data are {list(shape)}")
-    if encoding is not None and card.get("encoding") != encoding.get("encoding"):
-        raise Refusal(f"features {place}: made on other latents than this run's, or on pictures; give those of a run "
-                      "on the same data")
-    return frozen(part_of(place, "features"))

@@ -22,13 +22,14 @@ from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from stillroom.data import Parted, Source, Stream, encoding_card, sample
 from stillroom.data.order import permutation
 from stillroom.nets.resnet import MaskedResNet, ResNet, masked_error, squares
 from stillroom.settings import Count, Decay, Images, NotNegative, Optimizer, Refusal, Run, Share
-from stillroom.train import Average, Product, Recipe, Role, Stage
+from stillroom.train import Average, Product, Recipe, Role, Stage, load_product
+from stillroom.train.teacher import frozen, part_of
 
 NEIGHBOURS, MOST_HELD, GLIMPSE = 5, 5000, 256
 
@@ -189,3 +190,14 @@ def refuse_what_cannot_be(settings: Settings, data: Source | Stream) -> None:
                       f"{settings.patch}; choose another patch")
     if not 0 < settings.hidden < 1:
         raise Refusal(f"hidden = {settings.hidden:g}: hide some of a picture, and show some")
+
+
+def feature_net(place: str, shape: tuple[int, ...], encoding: Mapping[str, Any] | None) -> nn.Module:
+    """For what is of this shape and, where that is known, of this encoding."""
+    card = load_product(place).card
+    if tuple(card["shape"]) != tuple(shape):
+        raise Refusal(f"features {place}: they are of {card['shape']}, the data are {list(shape)}")
+    if encoding is not None and card.get("encoding") != encoding.get("encoding"):
+        raise Refusal(f"features {place}: made on other latents than this run's, or on pictures; give those of a run "
+                      "on the same data")
+    return frozen(part_of(place, "features"))

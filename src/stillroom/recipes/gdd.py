@@ -34,7 +34,7 @@ from stillroom.match.adversarial import critic_softplus, maker_softplus, r1
 from stillroom.nets import ResNet, build, describe
 from stillroom.nets.heads import Critic, Layers
 from stillroom.recipes._students import Distillation, Ends, WithData, at_noise, averaged, generator_of
-from stillroom.recipes.drifting import feature_net
+from stillroom.recipes.features import feature_net
 from stillroom.settings import Count, NotNegative, Optimizer, Refusal, Where
 from stillroom.train import Role
 from stillroom.train.schedule import ends
