@@ -152,8 +152,9 @@ def resume(path: Path, find: Callable[[str], Make], given: Mapping[str, Any] | N
     with open_world(settings.device) as world:
         folder = RunFolder(path, settings.keep, world.first)
         try:
+            require_weights(folder, settings)
             sources = readied(make, settings, sources_of(make, settings, given), watch, world)
-            require_the_same(folder, settings, sources)
+            require_inputs(folder, sources)
             with prepared(make, settings, sources, folder, watch, world) as trainer:
                 cursors = {}
                 step, complaints = folder.shelf.last_good()
@@ -183,15 +184,20 @@ def is_finished(path: Path) -> bool:
     return bool(info.get("finished")) and (path / "product/product.json").is_file()
 
 
-def require_the_same(folder: RunFolder, settings: Run, sources: Mapping[str, Source]) -> None:
-    """What the run learned from until now."""
-    old = folder.read_info()
-    for name, was in old.get("weights", {}).items():
-        if weights_of(settings).get(name) != was:
+def require_weights(folder: RunFolder, settings: Run) -> None:
+    """Those that the run began with; asked before anything is prepared with them."""
+    here = weights_of(settings)
+    for name, was in folder.read_info().get("weights", {}).items():
+        if here.get(name) != was:
             raise Refusal(f"{folder.path}: {name} {getattr(settings, name)} holds other weights than those it began "
                           f"with; say where they are: stillroom resume {folder.path} --{name.replace('_', '-')} PLACE")
+
+
+def require_inputs(folder: RunFolder, sources: Mapping[str, Source]) -> None:
+    """As many items, of the same shape, as the run learned from until now."""
+    before = folder.read_info()["inputs"]
     for name, here in inputs_of(sources).items():
-        if (was := old["inputs"].get(name)) and (was["shape"], was["count"]) != (here["shape"], here["count"]):
+        if (was := before.get(name)) and (was["shape"], was["count"]) != (here["shape"], here["count"]):
             raise Refusal(f"{folder.path}: {name} {here['name']} holds {here['count']} of {here['shape']}, and the run "
                           f"began with {was['count']} of {was['shape']}; put these back, or choose another folder")
 
