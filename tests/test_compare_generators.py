@@ -22,7 +22,7 @@ from command import stillroom as called
 from stillroom import train
 from stillroom.cli import comparison_runs
 from stillroom.codecs import Codec
-from stillroom.data import LatentSpace, Tensors
+from stillroom.data import LatentSpace, Tensors, digits
 from stillroom.flows import Denoiser, Flow, Mixture, OneStep
 from stillroom.measure.distances import paired_error
 from stillroom.measure.diversity import contrast, relative_spread, saturated, spread_within
@@ -307,6 +307,18 @@ def test_a_feature_net_orders_the_methods(home, tmp_path):
     assert found["about"]["main"].startswith("features ") and len(found["entries"][0]["runs"][0]["spaces"]) == 2
     head = next(csv.reader((tmp_path / "out" / "compare.csv").open()))
     assert len(head) == len(set(head))
+
+
+def test_grey_data_beside_samples_in_colour_are_in_three_channels(home, tmp_path):
+    compared(home / "colour", "--data digits --n 40 --quiet --out", tmp_path)
+    found = found_in(tmp_path)
+    assert found["about"]["shape"] == [3, 8, 8] and "three equal channels" in " ".join(found["about"]["notes"])
+    source = digits(8, "train")
+    real = as_8bit(source.x).expand(-1, 3, -1, -1).flatten(1)
+    told = panel(as_8bit(train.load(home / "colour").sample(40)).flatten(1), real)
+    (space,) = found["entries"][0]["runs"][0]["spaces"].values()
+    assert math.isclose(space["frechet"], told["frechet"], rel_tol=1e-4)
+    assert found["floor"]["spaces"][found["about"]["main"]]["frechet"] < space["frechet"] / 2
 
 
 # ---- what it keeps ----

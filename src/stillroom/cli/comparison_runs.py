@@ -20,7 +20,7 @@ from stillroom.cli.comparison_named import Entry, Run, identity, made, opened, r
 from stillroom.cli.draws import Draws, codec_at
 from stillroom.cli.evaluate import Settings as Asked
 from stillroom.cli.evaluation import Space, gathered, labels_apart, spaces_of, teacher_of, told
-from stillroom.cli.sides import Side, in_channels, open_real, pictures_of, require_comparable, side_of_draws
+from stillroom.cli.sides import Side, in_channels, in_like_channels, open_real, pictures_of, require_comparable, side_of_draws
 from stillroom.codecs import fingerprint
 from stillroom.flows import Flow, Mixture, Tally
 from stillroom.flows.prompted import prompted
@@ -228,7 +228,8 @@ def compare(specs: Sequence[str], settings: "OfRuns", quiet: bool = False) -> tu
             "classes": first.draws.classes if first.draws else None, "n": settings.n,
             "teacher": teacher and teacher.spec, "own_steps": teacher and teacher.flow.steps, "device": device.type,
             "threads": torch.get_num_threads(),
-            "notes": [*labels_apart(labels, table.law), *taken_together(labels, table)],
+            "notes": [*labels_apart(labels, table.law), *taken_together(labels, table),
+                      *(["the data are grey: they are taken in three equal channels"] if reference.grey else [])],
         },
         "settings": json.loads(json.dumps(dataclasses.asdict(settings), default=str)),
         "floor": floor,
@@ -250,7 +251,7 @@ def laid(entries: Sequence[Entry], settings: "OfRuns", asked: Asked, teacher: Te
     if settings.codec and samples is first:
         raise Refusal(f"--codec {settings.codec}: there are no latents to decode; leave it out")
     pair = reference_of(entries, settings, asked, teacher, samples)
-    reference, fresh = (probe.decoded(side) for side in pair)
+    samples, reference, fresh = in_like_channels(samples, *(probe.decoded(side) for side in pair), stored=False)
     require_comparable(samples, reference, bool(settings.codec))
     spaces = spaces_of(asked, samples, reference, device)
 
