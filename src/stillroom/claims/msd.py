@@ -8,8 +8,8 @@ Claimed of five students (`five`):
 - the energy distance of their samples to the mixture, class by class, is at most 0.8 times that of one student of the
   same size after as many updates of it (`one`).
 
-Five students take five times the evaluations and hold five times the weights, which the table prints; a sample costs
-the same. So `one-long` is reported beside them, one student with five times the updates in both stages, and
+Five students take four times the evaluations (five times those of students), which the table prints, and hold five
+times the weights; a sample costs the same. So `one-long` is reported beside them, one student with five times the updates in both stages, and
 `five-unmatched`, which begin at random. Nothing is judged by these. The arm `null` is five students whose objectives in
 the second stage are multiplied by zero: what matching alone gives. `truth` is fresh draws of the mixture.
 

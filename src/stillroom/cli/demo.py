@@ -83,7 +83,7 @@ def the_page(out: Path, runs: Mapping[str, Path], measured: Path) -> str:
     return page("A tour", [
         Text("What happened", [
             f"The bundled codec's encoder has {count['teacher']:,} parameters. One of {count['student']:,} learned to "
-            "answer as it does, on squares of 64 pixels of four photographs, textures, and drawn scenes, all seen from "
+            "answer as it does, on squares of 64 pixels of eight photographs and textures, and of drawn scenes, all seen from "
             "far away. Then both were asked about photographs that neither had learned from, at several sizes, and "
             "enlarged by several scales before they were encoded.",
             "Beside them stands a codec that learned from the same far-away squares without a teacher, and linear "

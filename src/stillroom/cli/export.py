@@ -26,7 +26,7 @@ class Settings:
 
 
 def run(word: str, arguments: list[str]) -> int:
-    command = "stillroom export CODEC"
+    command = "stillroom export RUN|CODEC"
     if not arguments or arguments[0].startswith("-"):
         if {"-h", "--help"} & set(arguments):
             parse(Settings, ["--help"], command, ABOUT)

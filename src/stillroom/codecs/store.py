@@ -19,8 +19,7 @@ def nobody(_said: object) -> None:
 def write_store(folder: Path, codec: Codec, source: Source | Stream, images: Images, batch: int = 16,
                 told: Callable[[int], None] = nobody, note: Callable[[str], None] = nobody) -> Path:
     """Interrupted, it goes on after the last whole file; finished, it is left as it is. `told` hears how many pictures
-    are encoded, `note` that it begins, and what
-    could not be read."""
+    are encoded, `note` that it begins, and what could not be read."""
     if not isinstance(source, Source):
         raise Refusal(f"{source.name}: a stream is not cached; give a folder or a parquet file")
     if images.crop != "centre" or images.flip:
