@@ -10,8 +10,8 @@ from command import stillroom
 from stillroom.data import Encoding, Latents, LatentSpace, encoding_card, write_latents
 from stillroom.data.batch import Batch
 from stillroom.nets import DDT, MLP, DiT, UNet
-from stillroom.paths import Linear, Shifted, Uniform, uniform_grid
-from stillroom.recipes.flow import FlowMatching, Net, Settings, make_net, shift_of, time_law
+from stillroom.paths import Linear, Shifted, Uniform, law_of, uniform_grid
+from stillroom.recipes.flow import FlowMatching, Net, Settings, make_net, shift_of
 from stillroom.settings import Refusal, from_mapping, to_mapping
 from stillroom.train import Silent, fit, load_product, resume
 
@@ -56,8 +56,8 @@ def test_the_shift_reaches_training_and_sampling(tmp_path):
 
 
 def test_a_law_of_no_shift_is_the_law_itself():
-    assert time_law(settings(), Linear(), 1.0) == Uniform()
-    assert time_law(settings(), Linear(), 2.0) == Shifted(Uniform(), 2.0)
+    assert law_of(settings().times, Linear(), 1.0) == Uniform()
+    assert law_of(settings().times, Linear(), 2.0) == Shifted(Uniform(), 2.0)
 
 
 def test_an_open_shift_stays_open_in_a_settings_file():

@@ -9,9 +9,10 @@ Claimed of five students (`five`):
   same size after as many updates of it (`one`).
 
 Five students take four times the evaluations (five times those of students), which the table prints, and hold five
-times the weights; a sample costs the same. So `one-long` is reported beside them, one student with five times the updates in both stages, and
-`five-unmatched`, which begin at random. Nothing is judged by these. The arm `null` is five students whose objectives in
-the second stage are multiplied by zero: what matching alone gives. `truth` is fresh draws of the mixture.
+times the weights; a sample costs the same. So `one-long` is reported beside them, one student with five times the
+updates in both stages, and `five-unmatched`, which begin at random. Nothing is judged by these. The arm `null` is five
+students whose objectives in the second stage are multiplied by zero: what matching alone gives. `truth` is fresh draws
+of the mixture.
 
 How to read it: the classes are what is shared out, not the work. With as many evaluations in all, one student of five
 times the updates came nearer than five (seed 1, at half of the updates); five have theirs in parallel.

@@ -20,7 +20,15 @@ from stillroom.cli.comparison_named import Entry, Run, identity, made, opened, r
 from stillroom.cli.draws import Draws, codec_at
 from stillroom.cli.evaluate import Settings as Asked
 from stillroom.cli.evaluation import Space, gathered, labels_apart, spaces_of, teacher_of, told
-from stillroom.cli.sides import Side, in_channels, in_like_channels, open_real, pictures_of, require_comparable, side_of_draws
+from stillroom.cli.sides import (
+    Side,
+    in_channels,
+    in_like_channels,
+    open_real,
+    pictures_of,
+    require_comparable,
+    side_of_draws,
+)
 from stillroom.codecs import fingerprint
 from stillroom.flows import Flow, Mixture, Tally
 from stillroom.flows.prompted import prompted

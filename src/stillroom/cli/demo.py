@@ -83,9 +83,9 @@ def the_page(out: Path, runs: Mapping[str, Path], measured: Path) -> str:
     return page("A tour", [
         Text("What happened", [
             f"The bundled codec's encoder has {count['teacher']:,} parameters. One of {count['student']:,} learned to "
-            "answer as it does, on squares of 64 pixels of eight photographs and textures, and of drawn scenes, all seen from "
-            "far away. Then both were asked about photographs that neither had learned from, at several sizes, and "
-            "enlarged by several scales before they were encoded.",
+            "answer as it does, on squares of 64 pixels of eight photographs and textures, and of drawn scenes, all "
+            "seen from far away. Then both were asked about photographs that neither had learned from, at several "
+            "sizes, and enlarged by several scales before they were encoded.",
             "Beside them stands a codec that learned from the same far-away squares without a teacher, and linear "
             "codes of the same latent size and of the same latent budget: they say what of the gain is due to "
             "distillation, and what to spending more latents.",

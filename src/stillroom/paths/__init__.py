@@ -6,6 +6,7 @@ from stillroom.paths.plans import lower_edge, plan
 from stillroom.paths.subinterval import naive_target, subinterval_target
 from stillroom.paths.times import (
     Law,
+    LawName,
     LogitNormal,
     LogNormal,
     Restricted,
@@ -13,13 +14,14 @@ from stillroom.paths.times import (
     Uniform,
     dimension_shift,
     karras_grid,
+    law_of,
     shift,
     uniform_grid,
 )
 
 __all__ = [
-    "VE", "Coefficients", "Cosine", "Kind", "Law", "Linear", "LogNormal", "LogitNormal", "Path", "Restricted",
-    "Shifted", "Tabulated", "Uniform", "at_least_float32", "between", "combination", "convert", "dimension_shift",
-    "expand", "karras_grid", "lower_edge", "naive_target", "plan", "shift", "sign_of", "subinterval_target", "target",
-    "uniform_grid",
+    "VE", "Coefficients", "Cosine", "Kind", "Law", "LawName", "Linear", "LogNormal", "LogitNormal", "Path",
+    "Restricted", "Shifted", "Tabulated", "Uniform", "at_least_float32", "between", "combination", "convert",
+    "dimension_shift", "expand", "karras_grid", "law_of", "lower_edge", "naive_target", "plan", "shift", "sign_of",
+    "subinterval_target", "target", "uniform_grid",
 ]

@@ -6,7 +6,7 @@ function of the step's noise, and any law can be restricted to a range exactly.
 
 import math
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -110,6 +110,19 @@ class Restricted:
     def cdf(self, t):
         a, b = self.law.cdf(torch.tensor([self.low, self.high], dtype=t.dtype, device=t.device))
         return ((self.law.cdf(t) - a) / (b - a)).clamp(0, 1)
+
+
+LawName = Literal["uniform", "logit-normal", "log-normal"]
+
+
+def law_of(name: LawName, path: Path, s: float = 1.0, low: float = 0.0, high: float = 1.0) -> Law:
+    """A law by its name, kept within low and high, and then shifted by s."""
+    if name == "uniform":
+        law: Law = Uniform(low, high)
+    else:
+        law = LogitNormal() if name == "logit-normal" else LogNormal(path)
+        law = law if (low, high) == (0, 1) else Restricted(law, low, high)
+    return law if s == 1 else Shifted(law, s)
 
 
 def dimension_shift(dimension: int, reference: int = 4096) -> float:

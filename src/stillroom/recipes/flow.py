@@ -26,18 +26,7 @@ from stillroom.flows import Denoiser, Flow, check, denoising_loss
 from stillroom.flows.gate import BINS
 from stillroom.nets import DDT, MLP, DiT, UNet
 from stillroom.nets.offload import device_of
-from stillroom.paths import (
-    VE,
-    Cosine,
-    Linear,
-    LogitNormal,
-    LogNormal,
-    Path,
-    Shifted,
-    Tabulated,
-    Uniform,
-    dimension_shift,
-)
+from stillroom.paths import VE, Cosine, LawName, Linear, Tabulated, dimension_shift, law_of
 from stillroom.settings import Count, Decay, Images, Optimizer, Positive, Refusal, Run, Share, Where
 from stillroom.train import Average, Product, Recipe, Role, Stage
 from stillroom.train.teacher import open_codec
@@ -73,7 +62,7 @@ class Settings(Net):
     of latents, as they are."""
     path: Literal["linear", "cosine", "ddpm", "ve"] = "linear"
     prediction: Literal["v", "x0", "eps"] = "v"
-    times: Literal["uniform", "logit-normal", "log-normal"] = "uniform"
+    times: LawName = "uniform"
     shift: Positive | None = None
     """Time shift of training and sampling; 1 is none. Unless given, sqrt(d / 4096) for d numbers, and at least 1."""
     drop: Share = 0.1
@@ -90,12 +79,6 @@ PATHS = {"linear": Linear, "cosine": Cosine, "ddpm": Tabulated.ddpm, "ve": VE}
 def shift_of(settings: Settings, shape: tuple[int, ...]) -> float:
     """A space of more numbers needs more noise to lose as much of a picture (Esser et al. 2024; RAE)."""
     return max(1.0, dimension_shift(math.prod(shape))) if settings.shift is None else settings.shift
-
-
-def time_law(settings: Settings, path: Path, shift: float):
-    laws = {"uniform": Uniform, "logit-normal": LogitNormal, "log-normal": lambda: LogNormal(path)}
-    law = laws[settings.times]()
-    return law if shift == 1 else Shifted(law, shift)
 
 
 def make_net(settings: Network, shape: tuple[int, ...], classes: int | None, guided: bool = False) -> torch.nn.Module:
@@ -136,7 +119,7 @@ class FlowMatching(Recipe):
         self.null = self.classes or 0  # the label that stands for "no condition"
         path = PATHS[settings.path]()
         self.shift = shift_of(settings, data.shape)
-        self.law = time_law(settings, path, self.shift)
+        self.law = law_of(settings.times, path, self.shift)
         net = make_net(settings, data.shape, self.classes)
         self.model = Denoiser(net, path, settings.prediction, scale_input=settings.path == "ve")
         self.mean = Average(self.model, settings.average)

@@ -38,6 +38,10 @@ SYNC_EVERY = 10
 """Steps between looks at the losses on an accelerator: each look waits for the device."""
 
 
+class Diverged(Refusal):
+    """A loss or a gradient was not finite."""
+
+
 class Interrupted(Refusal):
     """The user asked the run to stop; it stopped between two steps, with a checkpoint."""
 
@@ -237,7 +241,7 @@ class Trainer:
         kept = self.folder.shelf.steps()[-1:] if self.folder else []
         where = f"the checkpoint of step {kept[0]} is kept, and a resume would come to the same; " if kept else ""
         again = f": --config {self.folder.path}/settings.toml --out NEW" if self.folder else ""
-        raise Refusal(f"role {role}: {term} became {value} at step {step}; {where}lower the rate or clip in a new "
+        raise Diverged(f"role {role}: {term} became {value} at step {step}; {where}lower the rate or clip in a new "
                       f"run{again}")
 
     # ---- the run ----
