@@ -92,6 +92,16 @@ def test_tokens_are_those_of_the_model_without_the_affine_part(tmp_path, kind):
 
 
 @torch.no_grad()
+def test_patches_keep_their_places_in_half_precision(tmp_path):
+    """Of a masked autoencoder, which sorts them by numbers: above 256 bfloat16 has no two neighbouring whole ones."""
+    made("vit_mae")[0].save_pretrained(tmp_path)
+    encoder, x = token_encoder(tmp_path, 4), images(1, 3, 96, 96)
+    exact = encoder(x)
+    half = encoder.bfloat16()(x.bfloat16()).float()
+    assert torch.nn.functional.cosine_similarity(half, exact, dim=1).min() > 0.9
+
+
+@torch.no_grad()
 def test_siglip_2_of_any_resolution_takes_patches_in_rows(tmp_path):
     """Its answer changes where a picture does: patch (i, j) of the map is the one that moves most."""
     config = transformers.Siglip2VisionConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, patch_size=4,

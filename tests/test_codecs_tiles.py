@@ -4,9 +4,13 @@ import pytest
 import torch
 from torch import nn
 
+from stillroom.codecs.bits import in_bfloat16
 from stillroom.codecs.codec import Codec, Remapped
+from stillroom.codecs.klt import fit_klt
 from stillroom.codecs.tiles import Tiled, blended_spans, exact_spans, margins, reach
 from stillroom.data import LatentSpace
+from stillroom.nets.bottleneck import Bottleneck, Projected
+from stillroom.nets.vit import ViT
 
 
 class Early(nn.Module):
@@ -150,7 +154,26 @@ def test_no_net_sees_more_than_a_tile_and_its_margins():
 def test_half_precision_nets_have_the_reach_of_their_float_weights():
     whole = codec()
     expected = margins(whole)["encoder"]()
+    assert margins(in_bfloat16(whole))["encoder"]() == expected
     assert margins(whole.bfloat16())["encoder"]() == expected
+
+
+def test_reach_is_asked_where_the_net_is():
+    """Nets of buffers alone, which no CPU tells apart: the meta device stands for another one."""
+    seen, linear = [], fit_klt(torch.rand(2, 3, 64, 64) * 2 - 1, channels=4).to("meta")
+    linear.encoder.register_forward_pre_hook(lambda _, args: seen.append(args[0].device.type))
+    with pytest.raises((NotImplementedError, RuntimeError), match="meta"):
+        margins(linear)["encoder"]()
+    assert seen == ["meta"]
+
+
+@pytest.mark.parametrize("encoder", [ViT(8, 32, 1, 1), Projected(ViT(8, 32, 1, 1), Bottleneck(32, 4))])
+@torch.no_grad()
+def test_encoders_of_our_own_have_a_form_in_half_precision(encoder):
+    codec = Codec(encoder, nn.Identity(), LatentSpace(4, 8, (0.0,) * 4, (1.0,) * 4))
+    x = picture(32, 32)
+    exact, half = encoder(x), in_bfloat16(codec).encoder(x)
+    assert half.dtype == torch.float32 and 0 < float((half - exact).abs().max()) < 0.1 * float(exact.abs().max())
 
 
 def test_a_tiled_codec_can_be_remapped():

@@ -71,6 +71,21 @@ def test_pictures_and_labels_belong_together(tmp_path):
     assert batch.y is not None and batch.y.tolist() == [v % 3 for v in values([batch])]
 
 
+def test_of_several_pictures_in_a_sample_the_plain_one_is_read(tmp_path):
+    def written(*fields):
+        with tarfile.open(tmp_path / "0.tar", "w") as tar:
+            for v in range(4):      # in either order
+                for field, value in fields[:: 1 if v % 2 else -1]:
+                    add(tar, f"s{v}.{field}", grey(value, "PNG"))
+        (tmp_path / "classnames.txt").unlink(missing_ok=True)
+        with Loader(stream(tmp_path), seed=0, batch=4) as loader:
+            return values(loader.at(0))
+
+    assert written(("depth.png", 200), ("png", 100)) == [100] * 4
+    with pytest.raises(Refusal, match=r"holds 2 pictures.*without a dot"):
+        written(("a.png", 200), ("b.png", 100))
+
+
 @pytest.mark.parametrize("form", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT, tarfile.USTAR_FORMAT])
 @pytest.mark.parametrize("window", [4, 1024])
 def test_the_cursor_resumes_exactly_from_every_step(tmp_path, monkeypatch, form, window):

@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from stillroom.data import ImageTable, named, open_source, tables
+from stillroom.data import ImageTable, Some, Tensors, named, open_source, tables
 from stillroom.settings import Images, Refusal
 
 
@@ -72,6 +72,21 @@ def test_data_that_came_to_the_place_of_others_are_told_apart(tmp_path):
     (home / "dog/b.png").rename(home / "cat/b.png")
     assert named(opened(home)) != after[0]           # in another class
     assert named(open_source(Images(data=f"{home}+{table}", size=4))).count(" 2 items") == 2
+    plain = tmp_path / "plain"
+    plain.mkdir()
+    told = set()
+    for value in (1, 2):                             # uncompressed, and equal at their ends
+        Image.fromarray(np.pad(np.full((4, 4), value, np.uint8), ((0, 20), (0, 0)))).save(plain / "a.pgm")
+        told.add(named(opened(plain)))
+    assert len(told) == 2
+
+
+def test_tensors_and_some_of_a_source_are_told_apart_by_what_they_hold():
+    x, y = torch.randn(6, 2), torch.arange(6) % 2
+    sets = [Tensors(x, y), Tensors(x + 1, y), Tensors(x, 1 - y), Tensors(x)]
+    sets += [Some(sets[0], torch.tensor(rows)) for rows in ([0, 1, 2], [0, 1, 3])]
+    assert len({named(source) for source in sets}) == len(sets)
+    assert named(Tensors(x.clone(), y.clone())) == named(sets[0])
 
 
 def test_linked_class_folders_are_followed_and_circles_end(tmp_path):

@@ -119,6 +119,13 @@ def test_overlap_of_equal_laws_has_its_expectations():
     assert abs(np.mean([f.precision - f.recall for f in found])) < 0.02      # they are each other's mirror image
 
 
+def test_overlap_of_clusters_far_narrower_than_they_lie_apart():
+    """In single precision their points would be equal."""
+    means = 8 * torch.nn.functional.normalize(draw(10, 64), dim=1)
+    real, x = (means[torch.arange(300) % 10] + 1e-3 * draw(300, 64, seed=seed) for seed in (1, 2))
+    assert overlap(real, x) == pytest.approx(brute(real, x, 5))
+
+
 def test_overlap_tells_a_lost_mode_from_a_bad_sample():
     modes = torch.tensor([[-10.0, 0.0], [10.0, 0.0]])
     real = modes[torch.arange(400) % 2] + draw(400, 2)
@@ -344,6 +351,8 @@ def test_files_that_are_no_statistics(tmp_path, write, line):
     (broken(x=np.zeros((0, 3))), "samples are floats"),
     (broken(x=np.zeros((4, 3), int)), "samples are floats"),
     (broken(arr_0=np.zeros((4, 3), np.uint8)), "uint8"),
+    (broken(arr_0=np.zeros((4, 3, 8, 8), np.uint8)), "channels come last"),
+    (broken(arr_0=np.zeros((4, 8, 8, 4), np.uint8)), "such as alpha"),
     (broken(x=np.zeros((4, 3)), y=np.zeros(3)), "labels of shape"),
     (broken(x=np.zeros((4, 3)), card=np.array("{")), "not a record in JSON"),
 ])

@@ -82,6 +82,10 @@ def test_a_tied_vote_goes_to_the_nearest():
     assert knn_probe(x, y, torch.tensor([[0.9]]), torch.tensor([0]), k=2).accuracy == 1
     assert knn_probe(x, y, torch.tensor([[0.9]]), torch.tensor([1]), k=3).accuracy == 1     # two votes beat nearness
     assert knn_probe(x, y, at, torch.tensor([1]), k=99).neighbours == 4
+    line, first = torch.arange(4.0)[:, None], torch.tensor([1, 0, 0, 1])        # as many votes, at equal ranks
+    for a, b in ((1, 0), (0, 1)):
+        told = knn_probe(line, torch.where(first == 1, a, b), torch.tensor([[-1.0]]), torch.tensor([a]), k=4)
+        assert told.accuracy == 1
 
 
 def test_refusals():

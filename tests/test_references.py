@@ -275,6 +275,17 @@ def test_many_samples_are_thinned_and_it_is_said(tmp_path, monkeypatch):
     assert len(told) == 1 and "50 of 200" in told[0]
 
 
+def test_thinned_samples_are_of_every_class(tmp_path, monkeypatch):
+    monkeypatch.setattr(references, "MOST", 50)
+    x, y = draws(2000, 2).float(), torch.arange(2000) % 40
+    file = tmp_path / "s.safetensors"
+    save_file({"x": x, "y": y}, file)
+    law = flat(open_reference(f"samples:{file}", (2,), classes=40))
+    assert len(law.means) == 50 and law.labels.unique().tolist() == list(range(40))
+    few = references.some(x, y % 2, 0, "", lambda _: None)          # where none would be missing, as without labels
+    assert torch.equal(few[0], references.some(x, None, 0, "", lambda _: None)[0])
+
+
 def test_the_bandwidth_foretells_each_sample_best_from_the_others():
     x = draws(60, 1)
     def foretold(h):

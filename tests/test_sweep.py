@@ -15,11 +15,13 @@ from PIL import Image
 import stillroom as library
 from command import files, stillroom
 from stillroom.codecs import sweep as rows_of_sweep
+from stillroom.codecs.bits import in_bfloat16, with_int8_weights
 from stillroom.codecs.codec import Codec, fingerprint
 from stillroom.codecs.klt import equal_budget, fit_klt
 from stillroom.codecs.study import Plan, choose, split, spread
-from stillroom.codecs.sweep import EqualBudget, Row, encode_ms, in_bfloat16, square, sweep, truncated, with_int8_weights
+from stillroom.codecs.sweep import EqualBudget, Row, encode_ms, square, sweep, truncated
 from stillroom.codecs.theorems import aligned, alignment, derivative, directions, least_slope
+from stillroom.data import LatentSpace
 from stillroom.data.images import signed
 from stillroom.measure.bootstrap import mean_interval
 from stillroom.measure.images import psnr
@@ -194,6 +196,31 @@ def test_tiles_change_nothing_where_the_net_reaches_little(monkeypatch):
     for a, b in zip(whole, sweep(pair, x, (1.0, 2.0), "teacher", tile=64), strict=True):
         assert a.values["psnr"] == pytest.approx(b.values["psnr"], abs=1e-3) and a.latents == b.latents
     assert max(asked) == 128        # strips of 16 latents, by which the reach is measured; tiles are smaller
+
+
+def test_what_is_seen_in_tiles_may_be_in_half_precision():
+    x = torch.stack([painted(i, 96) for i in range(2)])
+    teacher = fit_klt(signed(x), channels=4)
+    pair = {"teacher": teacher, "half": in_bfloat16(teacher)}
+    whole, tiles = (list(sweep(pair, x, (1.0,), "teacher", tile=tile)) for tile in (0, 64))
+    for a, b in zip(whole, tiles, strict=True):
+        assert a.contender == b.contender and a.values["psnr"] == pytest.approx(b.values["psnr"], abs=0.05)
+
+
+def test_a_clock_waits_for_what_came_before(monkeypatch):
+    """A device that answers at once and works later: the first call's work is not in the second's time."""
+    now, busy = [0.0], [0.0]
+
+    class Later(torch.nn.Module):
+        def forward(self, x):
+            busy[0] = max(now[0], busy[0]) + 1.2
+            return x
+
+    x = torch.zeros(1, 3, 8, 8)
+    form = Codec(Later(), torch.nn.Identity(), LatentSpace(3, 1, (0.0,) * 3, (1.0,) * 3)).remapped(1.0)
+    monkeypatch.setattr(rows_of_sweep.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(rows_of_sweep, "wait_for", lambda _: now.__setitem__(0, max(now[0], busy[0])))
+    assert encode_ms(form, x) == pytest.approx(1200)
 
 
 def test_fewer_bits_cost_what_rounding_says():

@@ -119,7 +119,7 @@ def place_for(settings: Settings, place: str) -> Path:
 def opened(settings: Settings, place: str) -> "tuple[dict[str, Codec], dict[str, Any]]":
     """Contenders that are codecs, teacher first, and the student's card."""
     from stillroom.cli.draws import codec_at
-    from stillroom.codecs.sweep import in_bfloat16, with_int8_weights
+    from stillroom.codecs.bits import in_bfloat16, with_int8_weights
     from stillroom.train.product import load_product
     from stillroom.train.teacher import is_ours
     from stillroom.train.world import pick_device

@@ -70,10 +70,12 @@ def split(names: Iterable[str]) -> tuple[list[str], list[str]]:
 
 def squares(album: Album, names: Iterable[str], size: int) -> tuple[list[str], Tensor]:
     """Those of the names that are large enough, and their squares: uint8 [N, 3, size, size]."""
-    wanted = set(names)
-    found = sorted(((n, x) for n, p in album() if n in wanted and (x := square(p, size)) is not None),
-                   key=lambda pair: pair[0])
-    return [n for n, _ in found], torch.stack([x for _, x in found]) if found else torch.empty(0, 3, size, size)
+    place = {name: i for i, name in enumerate(sorted(set(names)))}
+    x, held = torch.empty(len(place), 3, size, size, dtype=torch.uint8), torch.zeros(len(place), dtype=torch.bool)
+    for name, picture in album():
+        if name in place and (one := square(picture, size)) is not None:
+            x[place[name]], held[place[name]] = one, True
+    return [name for name, i in place.items() if held[i]], x if held.all() else x[held]
 
 
 def linear(album: Album, names: Iterable[str], plan: Plan, like: Codec) -> dict[str, Remaps]:

@@ -1,10 +1,9 @@
 """Codecs over resolutions: pictures of one size, remapped by each scale, through each contender.
 
 Rows are for the report; per-picture values stay, because intervals are taken over pictures. Pictures go through a few
-at a time and their latents are not kept: what a large size needs is one chunk, not the set.
+at a time and their latents are not kept: what a large size needs is the squares in bytes, and one chunk.
 """
 
-import copy
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from stillroom.codecs.codec import Codec, Remapped, resized
@@ -183,42 +182,20 @@ def encode_ms(form: Remapped, x: Tensor) -> float:
     """Median milliseconds of encoding one picture [1, 3, S, S], resizing left out."""
     seen = resized(x, form.size(x.shape[-2], x.shape[-1])).to(form.device)
     times = list[float]()
+
     form.codec.encode(seen)     # the first one also allocates
     while not times or (len(times) < REPEATS and sum(times) < ENOUGH):
+        wait_for(seen.device)
         start = time.perf_counter()
         form.codec.encode(seen)
-        if seen.device.type == "cuda":
-            torch.cuda.synchronize(seen.device)
+        wait_for(seen.device)
         times.append(time.perf_counter() - start)
     return 1e3 * statistics.median(times)
 
 
-# ---- the alternatives to distillation: the teacher itself, in fewer bits ----
-
-class InBfloat16(nn.Module):
-    def __init__(self, net: nn.Module):
-        super().__init__()
-        self.net = copy.deepcopy(net).bfloat16()
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.net(x.bfloat16()).float()
-
-
-def in_bfloat16(codec: Codec) -> Codec:
-    """Its encoder's weights and activations in bfloat16."""
-    return Codec(InBfloat16(codec.encoder), codec.decoder, codec.space)
-
-
-def with_int8_weights(codec: Codec) -> Codec:
-    """Its encoder's matrices and kernels rounded to 8 bits per output channel. What it costs in quality; it is no
-    faster here, because the arithmetic stays in float."""
-    encoder = copy.deepcopy(codec.encoder)
-    with torch.no_grad():
-        for w in (*encoder.parameters(), *encoder.buffers()):
-            if w.ndim in (2, 4) and w.is_floating_point():
-                step = w.flatten(1).abs().amax(1).clamp(min=1e-12).view(-1, *[1] * (w.ndim - 1)) / 127
-                w.copy_((w / step).round() * step)
-    return Codec(encoder, codec.decoder, codec.space)
+def wait_for(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 # ---- the linear codec, and what it does with the latents that remapping would spend ----

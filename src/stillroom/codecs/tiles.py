@@ -8,11 +8,12 @@ their tiles overlap and are blended linearly, and how visible the seams are depe
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import chain, pairwise
 
 import torch
 from torch import Tensor, nn
 
+from stillroom.codecs.bits import InBfloat16
 from stillroom.codecs.codec import Codec, checked
 
 BOUND = 128     # latents: what is felt further than half of this counts as felt everywhere
@@ -153,11 +154,12 @@ def margins(codec: Codec) -> dict[str, Callable[[], int | None]]:
     def of(half: nn.Module, noise: Callable[[int, int], Tensor]) -> int | None:
         if hasattr(half, "places"):             # it takes one size alone, so that there are no tiles of it
             return None
-        weight = next(half.parameters(), torch.zeros(()))
+        exact = half.net if isinstance(half, InBfloat16) else half
+        weight = next(chain(exact.parameters(), exact.buffers()), torch.zeros(()))
         if weight.dtype != torch.float32:
-            half = copy.deepcopy(half).float()
+            exact = copy.deepcopy(exact).float()
         with torch.no_grad():
-            return reach(half, lambda h, w: noise(h, w).to(weight.device))
+            return reach(exact, lambda h, w: noise(h, w).to(weight.device))
 
     def pixels(h: int, w: int) -> Tensor:
         return codec.into_range(torch.rand(1, 3, h * space.factor, w * space.factor, generator=random) * 2 - 1)

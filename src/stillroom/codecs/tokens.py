@@ -36,7 +36,7 @@ def interpolating(model: Any, x: Tensor) -> Tensor:
 def unshuffled(model: Any, x: Tensor) -> Tensor:
     """A masked autoencoder's, of all patches in their own order: it hides none (mask_ratio 0) and sorts by `noise`."""
     count = x.shape[-2] * x.shape[-1] // model.config.patch_size**2
-    order = torch.arange(count, device=x.device, dtype=x.dtype).expand(len(x), -1)
+    order = torch.arange(count, device=x.device, dtype=torch.float32).expand(len(x), -1)
     return model(x, noise=order, interpolate_pos_encoding=True).last_hidden_state
 
 

@@ -1,5 +1,6 @@
 """Parts of a source."""
 
+import hashlib
 from collections.abc import Sequence
 
 import torch
@@ -24,7 +25,8 @@ class Some:
         return self.source.fetch(self.rows[torch.as_tensor(indices, dtype=torch.int64)].tolist(), key)
 
     def stamp(self) -> str:
-        return named(self.source)
+        rows = hashlib.sha256(self.rows.contiguous().numpy().tobytes()).hexdigest()[:16]
+        return f"{named(self.source)}, of which {rows}"
 
 
 class Parted(Some):

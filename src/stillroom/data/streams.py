@@ -133,9 +133,15 @@ class TarStream:
         return window, (place, 0)
 
     def _item(self, sample: Sample, cursor: dict) -> Item:
-        images = [data for field, data in sample.fields.items() if f".{field.rpartition('.')[2]}" in SUFFIXES]
+        images = {field: data for field, data in sample.fields.items() if f".{field.rpartition('.')[2]}" in SUFFIXES}
+        if len(images) > 1:     # `jpg` is the picture, and `depth.png` beside it something of it
+            plain = [field for field in images if "." not in field]
+            if len(plain) != 1:
+                raise Refusal(f"{self.name}: sample {sample.name} holds {len(images)} pictures, {', '.join(images)}; "
+                              "leave one of them under a name without a dot, such as jpg")
+            images = {plain[0]: images[plain[0]]}
         label = sample.fields.get("cls", b"").strip()
-        return Item(sample.name, images[0] if images else None, int(label) if label.isdigit() else None, cursor)
+        return Item(sample.name, next(iter(images.values()), None), int(label) if label.isdigit() else None, cursor)
 
     def _readable(self, items: Sequence[Item], first: int, u: Sequence[float]) -> tuple[Tensor, int | None]:
         for k in range(len(items)):

@@ -22,6 +22,8 @@ SUFFIXES = frozenset((
     ".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".jp2", ".avif", ".tga",
     ".ico",
 ))
+UNCOMPRESSED = frozenset((".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".tga", ".ico"))
+"""What may be so: equal ends say nothing then."""
 LABELS = ("label", "labels", "y", "fine_label", "class")
 PARQUET_LIMIT = 2 * 2**30   # bytes of parquet held in memory; above, `datasets` keeps a memory-mapped copy in its cache
 
@@ -38,22 +40,22 @@ class Rows:
     classes: tuple[str, ...] | None = None
 
     def stamp(self) -> str:
-        """Tells data from others that came to their place: by their labels, and by the length and the end of every
-        encoded picture, where JPEG has its last pixels and PNG a checksum of all."""
+        """Tells data from others that came to their place: by their labels, and by every encoded picture, of whose
+        file the length and the end are enough where it is compressed."""
         digest = hashlib.sha256(b"" if self.labels is None else self.labels.numpy().tobytes())
         for i in range(self.count):
-            size, end = length_and_end(self.read(i))
-            digest.update(f"{size} ".encode() + end)
+            size, told = length_and_tell(self.read(i))
+            digest.update(f"{size} ".encode() + told)
         return digest.hexdigest()[:16]
 
 
-def length_and_end(data: bytes | Path) -> tuple[int, bytes]:
-    """The last 64 bytes."""
+def length_and_tell(data: bytes | Path) -> tuple[int, bytes]:
+    """Of compressed files the last 64 bytes, where JPEG has its last pixels and PNG a checksum of all; else all."""
     if isinstance(data, bytes):
-        return len(data), data[-64:]
+        return len(data), data
     with data.open("rb") as file:
         size = file.seek(0, os.SEEK_END)
-        file.seek(max(0, size - 64))
+        file.seek(0 if data.suffix.lower() in UNCOMPRESSED else max(0, size - 64))
         return size, file.read()
 
 

@@ -1,5 +1,6 @@
 """Data that already lies in memory: points, small image sets, latents."""
 
+import hashlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -40,6 +41,11 @@ class Tensors:
 
     def __len__(self) -> int:
         return len(self.x)
+
+    def stamp(self) -> str:
+        digest = hashlib.sha256(self.x.contiguous().numpy().tobytes())
+        digest.update(b"" if self.y is None else self.y.contiguous().numpy().tobytes())
+        return digest.hexdigest()[:16]
 
     def fetch(self, indices: Sequence[int], key: int) -> Batch:
         rows = torch.as_tensor(indices, dtype=torch.int64)

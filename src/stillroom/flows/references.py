@@ -244,12 +244,19 @@ def bandwidth(x: Tensor, rows: int = 1000, tried: int = 16) -> float:
 
 
 def some(x: Tensor, y: Tensor | None, seed: int, name: str, note: Callable[[str], None]) -> Latents:
-    """At most MOST of them."""
+    """At most MOST of them, of every class."""
     if len(x) <= MOST:
         return x, y
     note(f"{name}: {MOST} of {len(x)} samples, drawn at random")
-    kept = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[:MOST]
-    return x[kept], None if y is None else y[kept]
+    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))
+    if y is None:
+        return x[order[:MOST]], None
+    first = dict[int, int]()
+    for i, c in zip(order.tolist(), y[order].tolist(), strict=True):
+        first.setdefault(c, i)
+    kept = list(dict.fromkeys([*first.values(), *order.tolist()]))[:MOST]
+    order = order[torch.isin(order, torch.tensor(kept))]
+    return x[order], y[order]
 
 
 def read_reference_samples(file: Path, shape: tuple[int, ...]) -> Latents:

@@ -45,7 +45,7 @@ def _polynomial_mmd2(x: Tensor, y: Tensor) -> Tensor:
 def directions(dim: int, count: int, seed: int = 0) -> Tensor:
     """[dim, count] unit vectors, uniform on the sphere, the same for the same seed."""
     drawn = torch.randn(dim, count, generator=torch.Generator().manual_seed(seed))
-    return drawn / torch.linalg.vector_norm(drawn, dim=0).clamp(min=torch.finfo(drawn.dtype).tiny)
+    return drawn.div_(torch.linalg.vector_norm(drawn, dim=0).clamp(min=torch.finfo(drawn.dtype).tiny))
 
 
 def sliced_wasserstein(x: Tensor, y: Tensor, count: int = DIRECTIONS, seed: int = 0) -> float:

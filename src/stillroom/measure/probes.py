@@ -54,9 +54,9 @@ def knn_probe(x: Tensor, y: Tensor, test_x: Tensor, test_y: Tensor, k: int = NEI
     k = min(k, len(x))
     right = 0
     for rows, d in rows_of_distances(test_x, x):
-        near = d.topk(k, largest=False).indices                     # [rows, k], nearest first
-        rank = 1 - torch.arange(k, device=x.device, dtype=target.dtype) / (2 * k * k)      # together less than one vote
-        votes = (target[near] * rank[:, None]).sum(1)
+        near = target[d.topk(k, largest=False).indices]             # [rows, k, K], nearest first
+        nearest = k - near.argmax(1)                                # [rows, K]: the higher, the nearer the first voter
+        votes = near.sum(1) + nearest / (k + 1)                     # the second part is less than one vote
         right += int((votes.argmax(1) == test_y[rows].to(x.device)).sum())
     return Votes(right / len(test_x), k)
 

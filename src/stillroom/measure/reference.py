@@ -169,6 +169,9 @@ def read_samples(file: Path) -> Samples:
     if not x.size or not (floats or bytes8):
         raise Refusal(f"{file}: {name!r} is {x.dtype} {list(x.shape)}; samples are floats, pictures in [-1, 1], or "
                       "uint8 [N, H, W, C]")
+    if bytes8 and x.shape[3] not in (1, 3):
+        how = "channels come last" if x.shape[1] in (1, 3) else "leave out what is no colour, such as alpha"
+        raise Refusal(f"{file}: {name!r} is uint8 {list(x.shape)}; pictures of bytes are [N, H, W, 1 or 3]: {how}")
     if y is not None and y.shape != (len(x),):
         raise Refusal(f"{file}: {len(x)} samples and labels of shape {list(y.shape)}")
     samples = Samples(file, x, None if y is None else labels_in(file, y), card)
