@@ -1,25 +1,29 @@
 """SwiftBrush, SiD and DisBack: their gradients against formulas, one set of weights, the way down, and refusals."""
 
+import math
 from itertools import pairwise
+from statistics import NormalDist
 
 import pytest
 import torch
 
 import stillroom
 from closed_forms import F64, draws, gaussian, mixture
-from stepping import same, state, steps_of, trainer_of
+from stepping import same, state, steps_of, trainer_of, whole
 from stillroom.data import Tensors
-from stillroom.flows import Bare, Gaussian, denoising_loss
+from stillroom.flows import Bare, Flow, Gaussian, denoising_loss
 from stillroom.match import score_identity
 from stillroom.paths import Linear
 from stillroom.recipes._adversary import Adversarial
 from stillroom.recipes.disback import DisBack
 from stillroom.recipes.dmd import DMD
 from stillroom.recipes.flow import FlowMatching
+from stillroom.recipes.phased_dmd import PhasedDMD
+from stillroom.recipes.sds import SDS
 from stillroom.recipes.sid import SiD
 from stillroom.recipes.swiftbrush import SwiftBrush
 from stillroom.settings import Optimizer, Refusal, from_mapping
-from stillroom.train import Silent, load_product, resume, start
+from stillroom.train import Product, Silent, load_product, resume, save_product, start
 from stillroom.train.loop import Trainer
 from stillroom.train.world import World
 from test_recipes_onestep import PLAIN, POINTS, RATE, clusters, far
@@ -47,14 +51,18 @@ def unlabelled(tmp_path_factory, data):
     return str(start(FlowMatching, settings, "flow", {"data": Tensors(data.x, name="alone")}, Silent()))
 
 
+def given_to(recipe):
+    return {name: value for name, value in GIVEN.items() if name in recipe.Settings.__dataclass_fields__}
+
+
 def made(recipe, out, teacher, **more):
     torch.manual_seed(0)
-    settings = recipe.Settings(out=out, **{**GIVEN, "teacher": teacher, **more})
+    settings = recipe.Settings(out=out, **{**given_to(recipe), "teacher": teacher, **more})
     return recipe(settings), settings
 
 
 def run(recipe, out, teacher, **more):
-    settings = recipe.Settings(out=out, **{**GIVEN, "teacher": teacher, **more})
+    settings = recipe.Settings(out=out, **{**given_to(recipe), "teacher": teacher, **more})
     return start(recipe, settings, recipe.__name__.lower(), {}, Silent())
 
 
@@ -341,6 +349,73 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_product(tmp_path, teacher, m
     assert same(state(whole), state(load_product(tmp_path / "part").parts["generator"]))
 
 
+# ---- laws of time ----
+
+
+def below(name, t, shift, low, high):
+    """P(time < t), by hand: of the law kept within low and high on the linear path, and then shifted."""
+    mean, std = {"logit-normal": (0.0, 1.0), "log-normal": (-1.2, 1.2)}[name]
+    back, reach = t / (shift - (shift - 1) * t), NormalDist(mean, std)
+    p, *ends = (0.0 if u == 0 else 1.0 if u == 1 else reach.cdf(math.log(u / (1 - u))) for u in (back, low, high))
+    return (p - ends[0]) / (ends[1] - ends[0])
+
+
+def asked(recipe, *networks):
+    """The times at which they are asked in a step."""
+    seen = []
+    hooks = [net.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[1])) for net in networks]
+    whole(recipe.losses({}, Turn(batch=3000)))
+    for hook in hooks:
+        hook.remove()
+    return seen
+
+
+@pytest.fixture(scope="module")
+def shifted(tmp_path_factory, teacher):
+    flow = stillroom.load(teacher)
+    place = tmp_path_factory.mktemp("shifted") / "flow"
+    moved = Flow(flow.denoiser, flow.shape, flow.sampler, flow.steps, 2.0)
+    save_product(Product("flow", {"flow": moved}, {"shape": [2], "classes": 2}), place)
+    return str(place)
+
+
+@pytest.mark.parametrize("name", ["logit-normal", "log-normal"])
+@pytest.mark.parametrize(("recipe", "calls"), [(DMD, 6), (SiD, 6), (SwiftBrush, 3)], ids=["dmd", "sid", "swiftbrush"])
+def test_scores_fake_score_and_heads_are_asked_at_the_law_of_time(tmp_path, shifted, recipe, calls, name):
+    """Two scores, the fake score's own loss, and the heads: on real and made samples, and for the student."""
+    heads = {} if recipe is SwiftBrush else {"adversarial": ANCHOR, "teacher_samples": 64}
+    recipe, _ = made(recipe, tmp_path, shifted, law=name, times=(0.1, 0.9), batch=3000, **heads)
+    networks = {id(net): net for net in (recipe.fake.net, recipe.origin.net)}
+    if isinstance(recipe, SwiftBrush):                                          # one network, with adapters or without
+        networks = {0: recipe.fake.net}
+    seen = asked(recipe, *networks.values())
+    assert len(seen) == calls
+    for t in seen:
+        everywhere = bool(t.max() > 0.96)                                       # of swiftbrush, the fake score's own
+        for u in (0.3, 0.5, 0.7):
+            p = below(name, u, 2.0, *((0.0, 1.0) if everywhere else (0.1, 0.9)))
+            assert abs(float((t < u).double().mean()) - p) < 4 * (p * (1 - p) / len(t)) ** 0.5
+    assert sum(bool(t.max() > 0.96) for t in seen) == isinstance(recipe, SwiftBrush)
+
+
+@pytest.mark.parametrize("name", ["logit-normal", "log-normal"])
+def test_particles_and_phases_follow_the_law_of_time(tmp_path, shifted, name):
+    sds, _ = made(SDS, tmp_path, shifted, law=name, times=(0.1, 0.9))
+    phased, _ = made(PhasedDMD, tmp_path, shifted, law=name, times=(0.1, 0.9), student_steps=2)
+    t = torch.tensor([0.3, 0.5, 0.7], dtype=F64)
+    assert sds.law.cdf(t).tolist() == pytest.approx([below(name, float(u), 1.0, 0.1, 0.9) for u in t], abs=1e-9)
+    first, s = phased.phases[0].law, phased.plan[1]
+    p, least = ([below(name, float(u), 2.0, 0.1, 0.9) for u in each] for each in (t + 0.2, [s]))
+    assert first.cdf(t + 0.2).tolist() == pytest.approx([max(0, (q - least[0]) / (1 - least[0])) for q in p], abs=1e-6)
+
+
+def test_untold_the_law_is_uniform_and_draws_as_ever(tmp_path, teacher, shifted):
+    u = torch.rand(100)
+    for place, move in ((teacher, lambda t: t), (shifted, lambda t: 2 * t / ((1 - t) + 2 * t))):
+        recipe, _ = made(DMD, tmp_path, place)
+        assert torch.equal(recipe.gap_law.quantile(u), move(0.02 + (0.98 - 0.02) * u))
+
+
 # ---- refusals ----
 
 
@@ -353,6 +428,8 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_product(tmp_path, teacher, m
     (DisBack, {"fake_lora": 4}, "kept as whole networks"),
     (DisBack, {"steps": 400, "record": 200, "kept": 2}, "none for the teacher itself"),
     (DisBack, {"record": 3}, "weights are kept 4 times"),
+    (DMD, {"times": (0.9, 0.1)}, "times 0.9 0.1: the first is not below"),
+    (SDS, {"times": (0.9, 0.1), "law": "logit-normal"}, "times 0.9 0.1: the first is not below"),
 ])
 def test_what_cannot_be_is_refused_in_a_line(tmp_path, teacher, recipe, more, says):
     with pytest.raises(Refusal, match=says) as error:

@@ -29,7 +29,7 @@ from stillroom.match import direction, pseudo_target
 from stillroom.nets import Lora, tie, with_input
 from stillroom.nets.offload import device_of
 from stillroom.nets.recompute import recompute
-from stillroom.paths import Restricted, Shifted, Uniform, plan, sign_of, target
+from stillroom.paths import Law, LawName, Restricted, law_of, plan, sign_of, target
 from stillroom.settings import Count, Decay, Images, Natural, Optimizer, Refusal, Run, Where, seed_of
 from stillroom.train import Average, Product, Recipe, Ref, Role, Stage, nothing, product_hash
 from stillroom.train.teacher import codec_beside, encoding_of, is_ours, open_teacher, open_teacher_of, teacher_card
@@ -257,15 +257,13 @@ class Distillation(Recipe):
             return y
         return y.masked_fill(turn.rand((len(y),)) < share, self.null)
 
-    def law(self, low: float = 0.0, high: float = 1.0):
-        """Uniform times, shifted as the teacher's."""
-        return Uniform(low, high) if self.flow.shift == 1 else Shifted(Uniform(low, high), self.flow.shift)
+    def law(self, low: float = 0.0, high: float = 1.0, name: LawName = "uniform") -> Law:
+        """Times of a law between low and high, shifted as the teacher's."""
+        return law_within(self.flow.denoiser, low, high, name, self.flow.shift)
 
-    def law_between(self, low: float, high: float, times: tuple[float, float]) -> Restricted:
-        """What lies there of uniform `times`, shifted as the teacher's."""
-        law, told = self.law(*times), f"times {times[0]:g} {times[1]:g}"
-        if times[0] >= times[1]:
-            raise Refusal(f"{told}: the first is not below the second; give the lower noise level first")
+    def law_between(self, low: float, high: float, times: tuple[float, float], name: LawName) -> Restricted:
+        """What lies there of that law's `times`, shifted as the teacher's."""
+        law, told = self.law(*times, name), f"times {times[0]:g} {times[1]:g}"
         if law.cdf(torch.tensor(low)) >= law.cdf(torch.tensor(high)):
             raise Refusal(f"{told}: reach no noise level between {low:.3g} and {high:.3g}, where a step of the student "
                           "learns; give wider ones, or fewer --student-steps")
@@ -336,6 +334,12 @@ def score_gap(fake: Denoiser, teacher: Denoises, x: Tensor, t: Tensor, eps: Tens
         x_t, true = c.alpha * x + c.sigma * eps, target(kind, x, eps, c)
         made, real = fake(x_t, t, y), teacher.predict(kind, x_t, t, y)
     return pseudo_target(x, direction(true, made, real, sign_of(kind)))
+
+
+def law_within(denoiser: Denoises, low: float, high: float, name: LawName, shift: float = 1.0) -> Law:
+    if low >= high:
+        raise Refusal(f"times {low:g} {high:g}: the first is not below the second; give the lower noise level first")
+    return law_of(name, denoiser.path, shift, low, high)
 
 
 def generator_of(student: Denoiser, flow: Flow, plans: Sequence[Sequence[float]], move: Move) -> Generator:

@@ -58,7 +58,7 @@ class DecoupledDMD(dmd.DMD):
         super().__init__(settings, data)
         self.settings = settings
         self.require_two_answers()
-        self.below = [self.law_between(0.0, t, settings.times) for t in self.plan[:-1]]
+        self.below = [self.law_between(0.0, t, settings.times, settings.law) for t in self.plan[:-1]]
         self.k, self.usual = 0, (torch.zeros(()), torch.ones(()))       # of the step at hand
 
     # ---- what there is, by shield ----

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from stillroom.flows import Denoiser, Denoises, denoising_loss, rollout
+from stillroom.paths import LawName
 from stillroom.recipes._adversary import Adversarial, Adversary
 from stillroom.recipes._students import Distillation, Ends, WithData, averaged, generator_of, plans_of, score_gap
 from stillroom.settings import Count, Natural, Optimizer, Refusal, Share
@@ -40,7 +41,9 @@ class Settings(WithData):
     every: Count = 2
     """Updates of the fake score for one of the student."""
     times: tuple[Share, Share] = (0.02, 0.98)
-    """Noise levels of the gap, uniform before the teacher's shift."""
+    """Noise levels of the gap, before the teacher's shift."""
+    law: LawName = "uniform"
+    """Of the times between them, at which the scores are compared, the fake score learns and heads judge."""
     fake_lora: Natural = 0
     """Rank of the fake score as adapters on the teacher's own weights, which are then held once; 0 is a copy."""
     adversarial: Adversarial = field(default_factory=Adversarial)
@@ -61,7 +64,7 @@ class DMD(Distillation):
         self.mean = self.follower(self.student)
         self.fake = self.begun_fake()
         (self.plan,) = plans_of(self.flow, settings.student_steps)
-        self.gap_law = self.law(*settings.times)
+        self.gap_law = self.law(*settings.times, settings.law)
         self.adversary = self.opposed()
         self.ends = Ends(self.flow, settings.teacher_samples, settings.seed) if self.needs_ends else None
 

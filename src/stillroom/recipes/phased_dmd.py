@@ -28,7 +28,7 @@ from torch import Tensor
 
 from stillroom.flows import FewStep, rollout, step
 from stillroom.match import direction, pseudo_target, squared_error
-from stillroom.paths import Coefficients, Law, between, sign_of, subinterval_target
+from stillroom.paths import Coefficients, Law, LawName, between, sign_of, subinterval_target
 from stillroom.recipes._students import Distillation, Student, averaged, plans_of
 from stillroom.settings import Count, Optimizer, Share
 from stillroom.train import Role, Stage
@@ -48,7 +48,9 @@ class Settings(Student):
     every: Count = 2
     """Updates of the fake score for one of the expert."""
     times: tuple[Share, Share] = (0.02, 0.98)
-    """Noise levels of all phases together, uniform before the teacher's shift."""
+    """Noise levels of all phases together, before the teacher's shift."""
+    law: LawName = "uniform"
+    """Of the times between them, of which a phase has its part."""
     score: Optimizer = field(default_factory=lambda: Optimizer(lr=2e-4, clip=1.0))
 
 
@@ -84,7 +86,7 @@ class PhasedDMD(Distillation):
     def phase(self, k: int) -> Phase:
         start, end = self.plan[k : k + 2]
         high = start if self.settings.intervals == "disjoint" else 1.0
-        return Phase(k, start, end, self.law_between(end, high, self.settings.times))
+        return Phase(k, start, end, self.law_between(end, high, self.settings.times, self.settings.law))
 
     def roles(self):
         s = self.settings

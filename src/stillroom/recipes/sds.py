@@ -22,7 +22,8 @@ from stillroom.flows import guided, require
 from stillroom.match import gap
 from stillroom.nets.offload import device_of
 from stillroom.nets.particles import Particles, labels_of
-from stillroom.paths import Uniform
+from stillroom.paths import LawName
+from stillroom.recipes._students import law_within
 from stillroom.settings import NotNegative, Optimizer, Refusal, Run, Share, Where
 from stillroom.train import Product, Recipe, Role, Stage
 from stillroom.train.checkpoint import full
@@ -42,6 +43,9 @@ class Settings(Run):
     """Give particle i the class i modulo the number of classes."""
     guidance: float = 1.0
     times: tuple[Share, Share] = (0.02, 0.98)
+    """Noise levels at which particles are looked at."""
+    law: LawName = "uniform"
+    """Of the times between them."""
     spread: NotNegative = 1.0
     """Standard deviation of the particles at the start."""
     particles: Optimizer = field(default_factory=lambda: Optimizer(lr=0.02, name="adam", decay="cosine"))
@@ -60,7 +64,7 @@ class SDS(Recipe):
         self.y = labels_of(settings.batch, self.flow.classes) if settings.conditional else None
         self.teacher = guided(self.flow.denoiser, settings.guidance)
         self.particles = Particles(settings.spread * torch.randn(settings.batch, *self.flow.shape))
-        self.law = Uniform(*settings.times)
+        self.law = law_within(self.teacher, *settings.times, settings.law)
 
     def check(self, batch):
         device, y = device_of(self.flow), self.flow.labels(0, 512)

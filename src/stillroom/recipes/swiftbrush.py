@@ -25,6 +25,7 @@ from torch import Tensor
 
 from stillroom.flows import denoising_loss, guided
 from stillroom.match import gap
+from stillroom.paths import LawName
 from stillroom.recipes._students import Distillation, Student, at_noise, averaged, generator_of
 from stillroom.settings import Count, Optimizer, Share
 from stillroom.train import Role
@@ -40,7 +41,9 @@ class Settings(Student):
     drop: Share = 0.1
     """Share of labels dropped in the fake score's loss."""
     times: tuple[Share, Share] = (0.02, 0.98)
-    """Noise levels of the gap, uniform before the teacher's shift; the fake score learns at all of them."""
+    """Noise levels of the gap, before the teacher's shift; the fake score learns at all there are."""
+    law: LawName = "uniform"
+    """Of the times of both."""
     score: Optimizer = field(default_factory=lambda: Optimizer(lr=2e-4, clip=1.0))
 
 
@@ -56,7 +59,7 @@ class SwiftBrush(Distillation):
         self.mean = self.follower(self.student)
         self.fake = self.begun_on_teacher(settings.fake_lora)
         self.guided_fake = guided(self.fake, settings.guidance)
-        self.gap_law, self.fake_law = self.law(*settings.times), self.law()
+        self.gap_law, self.fake_law = self.law(*settings.times, settings.law), self.law(name=settings.law)
 
     def roles(self):
         s = self.settings
