@@ -5,7 +5,7 @@ import torch
 
 from closed_forms import each_path, mixture, natively
 from stillroom.flows import Mixture
-from stillroom.match import MATCHES, direction, gap, pseudo_target, residual_weight, squared_error
+from stillroom.match import MATCHES, direction, gap, prediction_gap, pseudo_target, residual_weight, squared_error
 from stillroom.paths import VE, Cosine, Linear, Tabulated, convert, sign_of, target
 
 F64 = torch.float64
@@ -133,6 +133,35 @@ def test_a_direction_is_the_same_in_every_prediction_that_networks_give(path, na
     if name == "gap":
         f, r = fake.x0(x_t, t), real.x0(x_t, t)
         assert torch.allclose(found["v"], residual_weight(x, r) * (f - r), rtol=1e-6, atol=1e-9)
+
+
+@each_path
+@pytest.mark.parametrize("kind", ["x0", "eps", "v", "angular"])
+def test_every_weight_of_the_gap_is_of_x0_predictions_whatever_was_asked(path, kind):
+    x, eps, _ = three((40, 2))
+    t = torch.linspace(0.05, 0.95, 40, dtype=F64)
+    c, x_t, real = path.over(t, x), path.noise(x, t, eps), mixture(path)
+    fake = Mixture(1.3 * mixture().means.flip(1), 0.8 * mixture().stds, path=path)
+    f, r = (natively(net, kind)(x_t, t) for net in (fake, real))
+    apart = fake.x0(x_t, t) - real.x0(x_t, t)
+    expected = {"none": apart, "residual": apart / (x - real.x0(x_t, t)).abs().mean(1, keepdim=True),
+                "sigma": c.sigma**2 * (real.eps(x_t, t) - fake.eps(x_t, t))}
+    x.requires_grad_()
+    for weight, by_hand in expected.items():
+        ours = gradient(prediction_gap(kind, x, eps, c, f, r, weight), x)
+        assert torch.allclose(ours, by_hand / 2, rtol=1e-6, atol=1e-9), weight
+    halves = gradient(prediction_gap(kind, x, eps, c, f, r, "none", *MATCHES["half"]), x)
+    assert torch.allclose(halves, (0.5 * (fake.x0(x_t, t) - x) + x - real.x0(x_t, t)) / 2, rtol=1e-6, atol=1e-9)
+
+
+def test_weights_by_hand():
+    """On the linear path at t = 1/4, where x0 falls by t as v grows by 1."""
+    x, eps, fake, real = (torch.tensor([each]) for each in ([1.0, 5.0], [0.0, 0.0], [0.0, -4.0], [1.0, -4.0]))
+    c = Linear().over(torch.tensor([0.25]), x)                              # u = eps - x = -1, -5; F - T = -1, 0
+    x.requires_grad_()
+    for weight, expected in (("none", 0.25), ("sigma", 0.25 * 0.75 * 0.25), ("residual", 1 / 1.5)):
+        assert gradient(prediction_gap("v", x, eps, c, fake, real, weight), x)[0].tolist() == pytest.approx(
+            [expected / 2, 0.0]), weight
 
 
 def test_directions_by_hand():

@@ -15,6 +15,7 @@ from stillroom.flows import Bare, Flow, Gaussian, denoising_loss
 from stillroom.match import score_identity
 from stillroom.paths import Linear
 from stillroom.recipes._adversary import Adversarial
+from stillroom.recipes.decoupled_dmd import DecoupledDMD
 from stillroom.recipes.disback import DisBack
 from stillroom.recipes.dmd import DMD
 from stillroom.recipes.flow import FlowMatching
@@ -416,6 +417,31 @@ def test_untold_the_law_is_uniform_and_draws_as_ever(tmp_path, teacher, shifted)
         assert torch.equal(recipe.gap_law.quantile(u), move(0.02 + (0.98 - 0.02) * u))
 
 
+# ---- weights of the gap ----
+
+
+@pytest.mark.parametrize("recipe", [DMD, DisBack])
+@pytest.mark.parametrize("weight", ["residual", "sigma", "none"])
+def test_the_gap_has_the_weight_that_was_asked_for(tmp_path, teacher, recipe, weight):
+    recipe, _ = made(recipe, tmp_path, teacher, weight=weight)
+    shaken(recipe.fake, "")
+    x, y, turn = torch.randn(16, 2, requires_grad=True), torch.arange(16) % 2, Turn()
+    (ours,) = torch.autograd.grad(recipe.gap(x, y, Turn(), recipe.teacher).sum(), x)
+    t, eps = turn.draw(recipe.gap_law), turn.randn(x)
+    x_t = Linear().noise(x, t, eps).detach()
+    with torch.no_grad():
+        fake, real = recipe.fake.x0(x_t, t, y), recipe.teacher.x0(x_t, t, y)
+    w = {"residual": 1 / (x - real).abs().mean(1), "sigma": t * (1 - t), "none": torch.ones(16)}[weight].detach()
+    assert torch.allclose(ours, w[:, None] * (fake - real) / 2, atol=1e-5) and ours.abs().max() > 0.01
+
+
+@pytest.mark.parametrize("weight", ["sigma", "none"])
+def test_with_another_weight_a_student_comes_nearer_too(tmp_path, teacher, data, weight):
+    first, more = (far(stillroom.load(run(DMD, tmp_path / f"{steps}", teacher, steps=steps, weight=weight)), data)
+                   for steps in (1, 300))
+    assert more < 0.5 * first
+
+
 # ---- refusals ----
 
 
@@ -428,6 +454,7 @@ def test_untold_the_law_is_uniform_and_draws_as_ever(tmp_path, teacher, shifted)
     (DisBack, {"fake_lora": 4}, "kept as whole networks"),
     (DisBack, {"steps": 400, "record": 200, "kept": 2}, "none for the teacher itself"),
     (DisBack, {"record": 3}, "weights are kept 4 times"),
+    (SiD, {"weight": "none"}, "only the release's"), (DecoupledDMD, {"weight": "none"}, "over its own residual"),
     (DMD, {"times": (0.9, 0.1)}, "times 0.9 0.1: the first is not below"),
     (SDS, {"times": (0.9, 0.1), "law": "logit-normal"}, "times 0.9 0.1: the first is not below"),
 ])

@@ -144,10 +144,10 @@ class Matched(Recipe):
             t, eps, kind = turn.draw(self.law), turn.randn(x), self.fake.prediction
             c = self.fake.path.over(t, x)
             with torch.no_grad():
-                x_t, true = c.alpha * x + c.sigma * eps, target(kind, x, eps, c)
+                x_t = c.alpha * x + c.sigma * eps
                 fake, real = self.fake(x_t, t), self.real.predict(kind, x_t, t)
-            moved = match.direction(true, fake, real, sign_of(kind), self.push, self.pull)
-            losses["student"] = {"gap": self.settings.weight * match.pseudo_target(x, moved)}
+            gap = match.prediction_gap(kind, x, eps, c, fake, real, push=self.push, pull=self.pull)
+            losses["student"] = {"gap": self.settings.weight * gap}
         return losses
 
     @torch.no_grad()

@@ -14,14 +14,23 @@ from stillroom.match.drift import (
     mean_shift,
     real_floor,
 )
-from stillroom.match.gap import MATCHES, augmentation, direction, gap, pseudo_target, residual_weight
+from stillroom.match.gap import (
+    MATCHES,
+    Weight,
+    augmentation,
+    direction,
+    gap,
+    prediction_gap,
+    pseudo_target,
+    residual_weight,
+)
 from stillroom.match.parzen import parzen_x0
 from stillroom.match.sid import score_identity
 from stillroom.match.statistics import mean_and_variance, statistics_kl
 
 __all__ = [
-    "MATCHES", "Drift", "Weights", "augmentation", "auto_temperatures", "diagnose", "direction", "drift", "drift_loss",
-    "field", "gap", "marginal_cosine", "marginal_distance", "mean_and_variance", "mean_shift", "parzen_x0",
-    "pseudo_huber", "pseudo_target", "real_floor", "residual_weight", "score_identity", "squared_error",
-    "statistics_kl", "uncovered",
+    "MATCHES", "Drift", "Weight", "Weights", "augmentation", "auto_temperatures", "diagnose", "direction", "drift",
+    "drift_loss", "field", "gap", "marginal_cosine", "marginal_distance", "mean_and_variance", "mean_shift",
+    "parzen_x0", "prediction_gap", "pseudo_huber", "pseudo_target", "real_floor", "residual_weight", "score_identity",
+    "squared_error", "statistics_kl", "uncovered",
 ]

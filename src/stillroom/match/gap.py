@@ -7,17 +7,23 @@ came from is all that tells the methods apart: a generator's sample, an encoder'
 """
 
 from collections.abc import Mapping
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from stillroom.paths import at_least_float32
+from stillroom.paths import Coefficients, Kind, at_least_float32, convert, sign_of, target
 
 MATCHES: Mapping[str, tuple[float, float]] = {
     "gap": (1.0, 1.0), "teacher": (0.0, 1.0), "student": (1.0, 0.0), "half": (0.5, 1.0),
 }
 """(push, pull) of `direction`: the difference of two scores (DMD); the target's alone, which seeks modes and collapses
 (SDS); the student's own alone, which spreads for ever; half of that (ours), narrower than the target."""
+
+Weight = Literal["residual", "sigma", "none"]
+"""w of the gap between x0 predictions, as releases have it. residual: 1 / mean |x - T|, a number of each sample (DMD,
+DMD2). sigma: alpha sigma; then w (F - T) = sigma^2 (e_T - e_F) in predictions of noise (SDS, VSD, SwiftBrush). none:
+1."""
 
 
 def pseudo_target(x: Tensor, direction: Tensor) -> Tensor:
@@ -48,12 +54,28 @@ def direction(target: Tensor, fake: Tensor, real: Tensor, sign: int, push: float
     divided by alpha or sigma, and what is subtracted is float32: converted in half precision first, most of F - T is
     rounding where F is near T. Zero where T = u. One time per sample; else the factor is no number.
     """
-    u, fake, real = (at_least_float32(part.detach()) for part in (target, fake, real))
-    residual = u - real
-    size = residual.abs().flatten(1).mean(1).reshape(-1, *[1] * (u.ndim - 1))       # [B, 1, ...]
-    # The same sum in another order: with push = pull, u drops out, and with it the rounding of two larger differences.
-    moved = sign * (push * (fake - real) + (pull - push) * residual)
+    u, real = (at_least_float32(part.detach()) for part in (target, real))
+    size = (u - real).abs().flatten(1).mean(1).reshape(-1, *[1] * (u.ndim - 1))     # [B, 1, ...]
+    moved = sign * difference(u, fake, real, push, pull)
     return torch.where(size > 0, moved, 0) / size.clamp(min=torch.finfo(size.dtype).tiny)
+
+
+def difference(target: Tensor, fake: Tensor, real: Tensor, push: float = 1.0, pull: float = 1.0) -> Tensor:
+    """[B, ...]: push (F - u) + pull (u - T), in another order: with push = pull, u drops out, and with it the rounding
+    of two larger differences."""
+    u, fake, real = (at_least_float32(part.detach()) for part in (target, fake, real))
+    return push * (fake - real) + (pull - push) * (u - real)
+
+
+def prediction_gap(kind: Kind, x: Tensor, eps: Tensor, c: Coefficients, fake: Tensor, real: Tensor,
+                   weight: Weight = "residual", push: float = 1.0, pull: float = 1.0) -> Tensor:
+    """[B]: the gap that x descends, from what both say of alpha x + sigma eps in one prediction."""
+    u = target(kind, x.detach(), eps, c)
+    if weight == "residual":
+        return pseudo_target(x, direction(u, fake, real, sign_of(kind), push, pull))
+    moved = difference(u, fake, real, push, pull)
+    moved = convert(moved, torch.zeros_like(moved), c, kind, "x0")          # x0 is linear in what was predicted
+    return pseudo_target(x, c.alpha * c.sigma * moved if weight == "sigma" else moved)
 
 
 def augmentation(target: Tensor, conditional: Tensor, unconditional: Tensor, sign: int, guidance: float) -> Tensor:

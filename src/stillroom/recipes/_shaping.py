@@ -14,7 +14,7 @@ from stillroom.flows import Denoiser, Denoises, Flow, denoising_loss, guided
 from stillroom.match.adversarial import critic_hinge, maker_hinge
 from stillroom.match.latents import unit_kl
 from stillroom.nets import Lora
-from stillroom.paths import Kind, Law, sign_of, target
+from stillroom.paths import Kind, Law
 from stillroom.settings import Optimizer, Refusal
 from stillroom.train import Role
 
@@ -61,13 +61,12 @@ class ByScores:
         t, eps = turn.draw(self.law), turn.randn(z)
         c = self.fake.path.over(t, z)
         with torch.no_grad():
-            z_t, u = c.alpha * z + c.sigma * eps, target(self.kind, z, eps, c)
+            z_t = c.alpha * z + c.sigma * eps
             fake = self.guided_fake(z_t, t, self.labels(self.fake, y, z))
             with self.bare():
                 real = self.real.predict(self.kind, z_t, t, self.labels(self.real, y, z))
-            way = match.direction(u, fake, real, sign_of(self.kind), self.push, self.pull)
         turn.tell("fake/apart", (fake.float() - real.float()).square().mean())
-        return match.pseudo_target(z, way)
+        return match.prediction_gap(self.kind, z, eps, c, fake, real, push=self.push, pull=self.pull)
 
 
 class ByDrift:

@@ -25,11 +25,11 @@ from stillroom.flows import (
     require_sight,
 )
 from stillroom.flows.prompted import prompted
-from stillroom.match import direction, pseudo_target
+from stillroom.match import Weight, prediction_gap
 from stillroom.nets import Lora, tie, with_input
 from stillroom.nets.offload import device_of
 from stillroom.nets.recompute import recompute
-from stillroom.paths import Law, LawName, Restricted, law_of, plan, sign_of, target
+from stillroom.paths import Law, LawName, Restricted, law_of, plan
 from stillroom.settings import Count, Decay, Images, Natural, Optimizer, Refusal, Run, Where, seed_of
 from stillroom.train import Average, Product, Recipe, Ref, Role, Stage, nothing, product_hash
 from stillroom.train.teacher import codec_beside, encoding_of, is_ours, open_teacher, open_teacher_of, teacher_card
@@ -327,13 +327,14 @@ def widened(denoiser: Denoiser, argument: str) -> Denoiser:
     return Denoiser(with_input(denoiser.net, argument), denoiser.path, denoiser.prediction, denoiser.scale_input)
 
 
-def score_gap(fake: Denoiser, teacher: Denoises, x: Tensor, t: Tensor, eps: Tensor, y: Tensor | None) -> Tensor:
+def score_gap(fake: Denoiser, teacher: Denoises, x: Tensor, t: Tensor, eps: Tensor, y: Tensor | None,
+              weight: Weight = "residual") -> Tensor:
     """[B]: the gap that samples x descend, between what both say of x noised, in the fake score's prediction."""
     c, kind = teacher.path.over(t, x), fake.prediction
     with torch.no_grad():
-        x_t, true = c.alpha * x + c.sigma * eps, target(kind, x, eps, c)
+        x_t = c.alpha * x + c.sigma * eps
         made, real = fake(x_t, t, y), teacher.predict(kind, x_t, t, y)
-    return pseudo_target(x, direction(true, made, real, sign_of(kind)))
+    return prediction_gap(kind, x, eps, c, made, real, weight)
 
 
 def law_within(denoiser: Denoises, low: float, high: float, name: LawName, shift: float = 1.0) -> Law:

@@ -8,8 +8,9 @@ Equation (Yin et al. 2024): for x = G(x_s, s, y) and x_t = alpha x + sigma eps,
 
 T is the teacher's x0, F that of a second network which learns the generator's own distribution as it moves. Both start
 from the teacher's weights, and so does the student. So weighted, the gradient is the same in every prediction
-(`match.direction`), and both answer in their own. Of `student_steps` times one is drawn in each step, and the student
-answers there: what it is asked comes from its own steps so far (DMD2's backward simulation), or from noised data.
+(`match.direction`), and both answer in their own; other weights have names. Of `student_steps` times one is drawn in
+each step, and the student answers there: what it is asked comes from its own steps so far (DMD2's backward simulation),
+or from noised data.
 
 Paper: One-step Diffusion with Distribution Matching Distillation, arXiv 2311.18828; DMD2, arXiv 2405.14867.
 
@@ -23,6 +24,7 @@ import torch
 from torch import Tensor
 
 from stillroom.flows import Denoiser, Denoises, denoising_loss, rollout
+from stillroom.match import Weight
 from stillroom.paths import LawName
 from stillroom.recipes._adversary import Adversarial, Adversary
 from stillroom.recipes._students import Distillation, Ends, WithData, averaged, generator_of, plans_of, score_gap
@@ -38,6 +40,8 @@ class Settings(WithData):
     """Where the student of several steps is asked: at states of its own steps, or at noised data."""
     move: Literal["renoise", "ode"] = "renoise"
     """How it goes on from an answer: noised anew, or with the noise that the answer implies."""
+    weight: Weight = "residual"
+    """Of the gap: one over the teacher's residual, sigma^2 between predictions of noise (VSD), or none between x0."""
     every: Count = 2
     """Updates of the fake score for one of the student."""
     times: tuple[Share, Share] = (0.02, 0.98)
@@ -136,7 +140,7 @@ class DMD(Distillation):
 
     def gap(self, x: Tensor, y: Tensor | None, turn, teacher: Denoises) -> Tensor:
         t, eps = turn.draw(self.gap_law), turn.randn(x)
-        return score_gap(self.fake, teacher, x, t, eps, y)
+        return score_gap(self.fake, teacher, x, t, eps, y, self.settings.weight)
 
     # ---- what is left ----
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 import torch
 
 from stillroom.flows import guided, require
-from stillroom.match import gap
+from stillroom.match import prediction_gap
 from stillroom.nets.offload import device_of
 from stillroom.nets.particles import Particles, labels_of
 from stillroom.paths import LawName
@@ -84,8 +84,7 @@ class SDS(Recipe):
         c = self.teacher.path.over(t, x)
         with torch.no_grad():
             real = self.teacher.x0(c.alpha * x + c.sigma * eps, t, y)
-        # sigma^2 (e_T - e_F) = alpha sigma (F - T) in x0 space
-        return {"particles": {"gap": gap(x, fake=x.detach(), real=real, weight=c.alpha * c.sigma)}}
+        return {"particles": {"gap": prediction_gap("x0", x, eps, c, x, real, "sigma")}}
 
     def preview(self):
         return {"particles": full(self.particles.x.detach())}

@@ -87,6 +87,9 @@ class SiD(dmd.DMD):
 
 
 def require_scales(s: Settings) -> None:
+    if s.weight != Settings.weight:
+        raise Refusal(f"weight {s.weight}: of SiD's loss only the release's is there, one over the residual; leave it "
+                      "out")
     if s.cfg != "plain" and not s.adversarial.weight:
         raise Refusal(f"cfg {s.cfg}: alone it pushes samples away from the data; give the adversarial term a weight, "
                       "--adversarial.weight 1, or use cfg plain")

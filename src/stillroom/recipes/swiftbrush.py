@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from stillroom.flows import denoising_loss, guided
-from stillroom.match import gap
+from stillroom.match import prediction_gap
 from stillroom.paths import LawName
 from stillroom.recipes._students import Distillation, Student, at_noise, averaged, generator_of
 from stillroom.settings import Count, Optimizer, Share
@@ -83,8 +83,7 @@ class SwiftBrush(Distillation):
         with torch.no_grad():
             x_t = c.alpha * x + c.sigma * eps
             fake, real = self.own(x, x_t, t, y), self.teacher.x0(x_t, t, y)
-        # sigma^2 (e_T - e_F) = alpha sigma (F - T) in x0 space
-        return gap(x, fake, real, weight=c.alpha * c.sigma)
+        return prediction_gap("x0", x, eps, c, fake, real, "sigma")
 
     def own(self, x: Tensor, x_t: Tensor, t: Tensor, y: Tensor | None) -> Tensor:
         """x0 of the student's own distribution at x_t, which was made from x."""

@@ -23,7 +23,7 @@ from typing import Literal, cast
 import torch
 
 from stillroom.flows import Denoiser, Mixture, denoising_loss
-from stillroom.match import gap
+from stillroom.match import prediction_gap
 from stillroom.nets import MLP, Lora, tie
 from stillroom.recipes import sds
 from stillroom.settings import Count, Optimizer, Refusal
@@ -101,5 +101,4 @@ class VSD(sds.SDS):
             with torch.no_grad():
                 x_t = c.alpha * x + c.sigma * eps
                 fake, real = self.fake.x0(x_t, t, y), self.teacher.x0(x_t, t, y)
-            # sigma^2 (e_T - e_F) = alpha sigma (F - T) in x0 space
-            yield {"particles": {"gap": gap(x, fake, real, weight=c.alpha * c.sigma)}}
+            yield {"particles": {"gap": prediction_gap("x0", x, eps, c, fake, real, "sigma")}}
