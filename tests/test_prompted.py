@@ -19,6 +19,7 @@ from stillroom.flows.prompted import PromptedNet, from_pipeline, prompted
 from stillroom.flows.prompts import cache_prompts, open_prompts
 from stillroom.nets import MLP, DiT, Lora, build, describe
 from stillroom.nets.recompute import recompute
+from stillroom.recipes import find
 from stillroom.recipes._adversary import Adversarial
 from stillroom.recipes._students import Distillation
 from stillroom.recipes.dmd import DMD
@@ -376,6 +377,19 @@ def test_random_teachers_do_not_pass_the_gate(home, tmp_path):
     made.flow.steps = 2
     with pytest.raises(Refusal, match="fails the teacher gate"):
         made.check({})
+
+
+@pytest.mark.parametrize("name", ["dmd", "sds", "vsd"])
+def test_the_gate_takes_few_samples_of_the_teacher(home, tmp_path, name):
+    """Batch by batch, and is asked of all of them at once."""
+    recipe = find(name)
+    made = recipe(recipe.Settings(out=tmp_path / "run", teacher=str(home / "sd3"), prompts=str(home / "sd3-prompts"),
+                                  batch=16, steps=2))
+    made.flow.steps, asked = 2, []
+    made.flow.denoiser.register_forward_pre_hook(lambda _, inputs: asked.append(len(inputs[0])))
+    with pytest.raises(Refusal, match="fails the teacher gate"):
+        made.check({})
+    assert asked[:4] == [16] * 4 and set(asked[4:]) == {32}
 
 
 def test_the_contract_of_nets(home):

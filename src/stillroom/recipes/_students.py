@@ -85,12 +85,24 @@ def require_origin(origin: Flow, teacher: Flow, place: str) -> None:
                       "give one that learned along the teacher's")
 
 
+def require_teacher(flow: Flow, place: str, batch: int, given: tuple[Tensor, Tensor | None] | None = None) -> None:
+    """The gate: the teacher on data and labels, or on its own samples where there are none."""
+    count, device = few(flow, 512, 32), device_of(flow)
+    x, y = given or (flow.sample(count, batch=few(flow, 256, batch)), flow.labels(0, count))
+    require(flow.denoiser, x.to(device), None if y is None else y.to(device), f"teacher {place}")
+
+
+def few(flow: Flow, count: int, prompted_count: int) -> int:
+    """Samples of a text-to-image teacher are large, and dear."""
+    return count if prompted(flow) is None else min(count, prompted_count)
+
+
 class Ends:
     """Where the teacher's trajectories end, drawn once: samples in the place of data."""
 
     def __init__(self, flow: Flow, count: int, seed: int, guidance: float = 1.0, steps: int | None = None):
         self.flow: Flow | None = flow               # None where the teacher has gone
-        self.at_once = 256 if prompted(flow) is None else 8
+        self.at_once = few(flow, 256, 8)
         self.labels, self.count, self.guidance, self.steps = flow.labels(0, count), count, guidance, steps
         self.seed = seed_of(seed, "ends")       # not the noises that a user draws with, which would be known by heart
         self.ends = torch.zeros(count, *flow.shape)
@@ -165,14 +177,7 @@ class Distillation(Recipe):
         return flow, open_teacher(s.origin, s.prompts) if s.origin else flow
 
     def check(self, batch):
-        """The teacher on the data, or on its own samples where there are none."""
-        if "data" in batch:
-            x, y = batch["data"]
-        else:
-            y = self.flow.labels(0, count := self.few(512, 32))
-            x = self.flow.sample(count, batch=self.few(256, self.settings.batch)).to(self.device)
-            y = None if y is None else y.to(self.device)
-        require(self.flow.denoiser, x, y, f"teacher {self.settings.teacher}")
+        require_teacher(self.flow, self.settings.teacher, self.settings.batch, batch.get("data"))
 
     # ---- what learns ----
 
@@ -295,14 +300,10 @@ class Distillation(Recipe):
 
     def shown(self, made: Generator | Flow, guidance: float = 1.0) -> dict[str, Tensor]:
         """Both of the same noise."""
-        at_once = self.few(256, self.settings.batch)
-        own = made.sample(self.few(64, 8), guidance=guidance, batch=at_once)
+        at_once = few(self.flow, 256, self.settings.batch)
+        own = made.sample(few(self.flow, 64, 8), guidance=guidance, batch=at_once)
         its = self.sampled(self.teacher).sample(len(own), batch=at_once)
         return self.seen(samples=own, teacher=its)
-
-    def few(self, count: int, prompted_count: int) -> int:
-        """Samples of a text-to-image teacher are large, and dear."""
-        return count if prompted(self.flow) is None else min(count, prompted_count)
 
     @torch.no_grad()
     def seen(self, **latents: Tensor) -> dict[str, Tensor]:

@@ -18,12 +18,11 @@ from dataclasses import dataclass, field
 
 import torch
 
-from stillroom.flows import guided, require
+from stillroom.flows import guided
 from stillroom.match import prediction_gap
-from stillroom.nets.offload import device_of
 from stillroom.nets.particles import Particles, labels_of
 from stillroom.paths import LawName
-from stillroom.recipes._students import law_within
+from stillroom.recipes._students import law_within, require_teacher
 from stillroom.settings import NotNegative, Optimizer, Refusal, Run, Share, Where
 from stillroom.train import Product, Recipe, Role, Stage
 from stillroom.train.checkpoint import full
@@ -67,9 +66,7 @@ class SDS(Recipe):
         self.law = law_within(self.teacher, *settings.times, settings.law)
 
     def check(self, batch):
-        device, y = device_of(self.flow), self.flow.labels(0, 512)
-        require(self.flow.denoiser, self.flow.sample(512).to(device), None if y is None else y.to(device),
-                f"teacher {self.settings.teacher}")
+        require_teacher(self.flow, self.settings.teacher, self.settings.batch)
 
     def roles(self):
         return {"particles": Role(self.particles, self.settings.particles)}
