@@ -16,6 +16,7 @@ from stillroom.flows.denoiser import Denoiser
 from stillroom.flows.flow import Flow
 from stillroom.nets.build import buildable
 from stillroom.nets.folders import built, folder_weights, local_folder, read_json, understood
+from stillroom.nets.last import LAST, in_float32
 from stillroom.nets.weights import require_same
 from stillroom.paths import Kind, Linear, Path, Tabulated
 from stillroom.settings import Refusal, nearest
@@ -41,7 +42,7 @@ class DiffusersNet(nn.Module):
     def __init__(self, model_class: str, config: Mapping[str, Any], scale: float = 1000.0, offset: float = -1.0):
         super().__init__()
         self.model = model = _empty(model_class, config)
-        self.scale, self.offset = scale, offset
+        self.scale, self.offset, self.last = scale, offset, LAST[model_class]
         settings = model.config
         size = settings["sample_size"]
         self.channels = settings["in_channels"]
@@ -60,7 +61,8 @@ class DiffusersNet(nn.Module):
         if y is not None and self.classes is None:
             raise ValueError("this diffusers model takes no labels")
         k = (t * self.scale + self.offset).clamp(min=0)
-        answer = self.model(x_t, k, class_labels=self._labels(x_t, y), return_dict=False)[0]
+        with in_float32(self.model, self.last):
+            answer = self.model(x_t, k, class_labels=self._labels(x_t, y), return_dict=False)[0]
         return answer[:, : self.channels]  # the rest is a learned variance
 
     def _labels(self, x_t: Tensor, y: Tensor | None) -> Tensor | None:

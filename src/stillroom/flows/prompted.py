@@ -17,6 +17,7 @@ from stillroom.flows.folders import flow_of, load_weights, scheduler_of
 from stillroom.flows.prompts import WANTED, Prompts, encoders_digest, open_prompts
 from stillroom.nets.build import buildable
 from stillroom.nets.folders import built, local_folder, understood
+from stillroom.nets.last import LAST, in_float32
 from stillroom.settings import Refusal
 
 
@@ -31,6 +32,7 @@ class PromptedNet(nn.Module):
         super().__init__()
         self.family = FAMILIES[prompts.pipeline].pipeline
         self.model, self.prompts, self.scale, self.offset = conditional(model_class, config), prompts, scale, offset
+        self.last = LAST[model_class]
         require_fit(self.model.config, prompts)
         self.shape, self.classes = tuple(prompts.shape), len(prompts.texts)
         for name, shape in prompts.shapes().items():
@@ -42,8 +44,9 @@ class PromptedNet(nn.Module):
         y = torch.full((len(x_t),), self.classes, device=x_t.device) if y is None else y
         told = self.rows(y, x_t.dtype)
         k = (t * self.scale + self.offset).clamp(min=0)
-        return FAMILIES[self.family].ask(self.model, x_t, k, told["embeddings"], told.get("pooled"), self.prompts.size,
-                                         self.prompts.guidance)
+        with in_float32(self.model, self.last):
+            return FAMILIES[self.family].ask(self.model, x_t, k, told["embeddings"], told.get("pooled"),
+                                             self.prompts.size, self.prompts.guidance)
 
     def rows(self, y: Tensor, dtype: torch.dtype) -> dict[str, Tensor]:
         """What the table holds of these prompts."""
