@@ -24,6 +24,7 @@ from stillroom.recipes.dmd import DMD
 from stillroom.recipes.flow import FlowMatching
 from stillroom.recipes.guidance_lora import GuidanceLora
 from stillroom.recipes.hyper_sd import HyperSD
+from stillroom.recipes.msd import MSD
 from stillroom.recipes.sid import SiD
 from stillroom.recipes.swiftbrush import SwiftBrush
 from stillroom.recipes.twinflow import STEP, TwinFlow, residual
@@ -200,6 +201,27 @@ def test_boot_is_asked_for_no_more_than_one_step(capsys, tmp_path, flag):
     assert "'student_steps' is not a setting: BOOT makes one step" in capsys.readouterr().err
     assert main([*asked, "--student-stebs", "8"]) == 2          # what no recipe has is answered by the nearest
     assert "did you mean" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("name", "says"), [
+    ("twinflow", "TwinFlow serves 1, 2 and 4 steps; leave it out, and ask when drawing: stillroom sample RUN"),
+    ("guidance-lora", "what is left is a flow, of as many steps as its teacher; leave it out, and ask when drawing"),
+    ("msd", "it is of the students' own recipe; give --options student_steps=4"),
+    ("endpoint", "endpoint makes one step"),
+])
+def test_a_number_of_steps_that_is_no_setting_is_answered_by_what_there_is(capsys, name, says):
+    assert main(["distill", name, "--teacher", "ring:4", "--out", "unused", "--student-steps", "4"]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and f"--student-steps is not a setting: {says}" in said
+
+
+def test_what_is_said_of_steps_instead_is_so(teacher):
+    assert list(made(TwinFlow, teacher).generator().plans) == [1, 2, 4]
+    steps = made(GuidanceLora, teacher).made().steps
+    assert steps == stillroom.load(teacher).steps and steps != 8
+    assert made(MSD, teacher, students=2, options=("student_steps=4",)).generator().sample(2).isfinite().all()
+    with pytest.raises(Refusal, match="takes 4 steps, not 1"):
+        made(MSD, teacher, students=2, options=("student_steps=4",)).generator().sample(2, steps=1)
 
 
 # ---- TwinFlow ----

@@ -13,7 +13,9 @@ Paper: Knowledge Distillation in Iterative Generative Models, arXiv 2101.02388.
 Expect: blur, where neighbouring noises end far apart: the mean of what they end in. It is the control of `drifting`.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 from stillroom.match import squared_error
 from stillroom.recipes._students import Distillation, Ends, Student, at_noise, averaged, generator_of
@@ -22,6 +24,8 @@ from stillroom.settings import Count
 
 @dataclass(frozen=True, kw_only=True)
 class Settings(Student):
+    ABSENT: ClassVar[Mapping[str, str]] = {"student_steps": "endpoint makes one step; leave it out"}
+
     pairs: Count = 5000
     """Trajectories of the teacher, followed once."""
     teacher_steps: Count = 50

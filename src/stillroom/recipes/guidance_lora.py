@@ -19,7 +19,9 @@ Models, arXiv 2210.03142.
 Expect: a flow, to be drawn from in as many steps as its teacher, one evaluation each.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -34,6 +36,10 @@ from stillroom.settings import Natural, NotNegative, Refusal
 
 @dataclass(frozen=True, kw_only=True)
 class Settings(WithData):
+    ABSENT: ClassVar[Mapping[str, str]] = {
+        "student_steps": "what is left is a flow, of as many steps as its teacher; leave it out, and ask when drawing: "
+                         "stillroom sample RUN --steps 8"}
+
     guidance: float = 3.0
     """Of the teacher; the student has it built in, unless it is told."""
     strongest: NotNegative = 0.0

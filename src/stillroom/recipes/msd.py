@@ -20,9 +20,9 @@ Expect: nearer to the teacher than one student of the same size after as many up
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor
@@ -37,6 +37,9 @@ from stillroom.train import Role, Stage, parts_of
 
 @dataclass(frozen=True, kw_only=True)
 class Settings(Student):
+    ABSENT: ClassVar[Mapping[str, str]] = {"student_steps": "it is of the students' own recipe; give --options "
+                                                            "student_steps=4"}
+
     inner: str = "dmd"
     """The recipe of each student."""
     options: tuple[str, ...] = ()

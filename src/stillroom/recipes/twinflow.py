@@ -28,8 +28,9 @@ Expect: one step that is nearer to the data than the base's. A student whose twi
 is too large, runs away: the term `twin` then grows without end.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -48,6 +49,10 @@ STEP, NEAREST = 0.01, 0.05
 
 @dataclass(frozen=True, kw_only=True)
 class Settings(WithData):
+    ABSENT: ClassVar[Mapping[str, str]] = {
+        "student_steps": "TwinFlow serves 1, 2 and 4 steps; leave it out, and ask when drawing: stillroom sample RUN "
+                         "--steps 4"}
+
     average: Decay = 0.99
     twin: NotNegative = 1.0
     """Weight of the gap between both signs of time; 0 leaves negative times out, and is the base alone."""
