@@ -60,9 +60,8 @@ def trained(place: Path, names: Iterable[str]) -> None:
 def measured(place: Path) -> str:
     """What the comparison printed."""
     judge = command(place / "judge", "train", "features", *shown(), "--flip", "--width", "16", "--steps", "1000")
-    references = [f"dmvae-ssl={place / 'ref'}", "dmvae-gmm=gmm:10", "dmvae-gaussian=gaussian"]
     said = stillroom("compare", *(str(place / name) for name in COMPARED), *shown(), "--heldout", cifar("test"),
-                     "--features", str(judge), "--reference", *references, "--steps", "1500", "--n", "1000", "--out",
+                     "--features", str(judge), "--steps", "1500", "--n", "1000", "--seed", SEED, "--out",
                      str(place / "compare"), stdout=subprocess.PIPE, text=True).stdout
     return said.replace(f"{place}/", "")
 

@@ -2,6 +2,9 @@
 wrong."""
 
 import json
+import shutil
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,8 +14,10 @@ import stillroom as package
 from command import stillroom
 from stepping import same, state, steps_of, trainer_of
 from stillroom import match
-from stillroom.codecs import fingerprint
-from stillroom.data import Tensors, open_source, sample
+from stillroom.cli import compare, comparison
+from stillroom.cli.comparison_data import pictures_of
+from stillroom.codecs import Codec, fingerprint
+from stillroom.data import Batch, Tensors, open_source, sample
 from stillroom.flows import Denoiser, Flow, denoising_loss
 from stillroom.flows.references import gaussian
 from stillroom.nets import MLP, Lora
@@ -24,7 +29,7 @@ from stillroom.recipes.flow import Settings as FlowSettings
 from stillroom.recipes.tokenizer import Settings as TokenizerSettings
 from stillroom.recipes.tokenizer import Tokenizer
 from stillroom.settings import Images, Optimizer, Refusal
-from stillroom.train import Product, Silent, fit, load_product, save_product
+from stillroom.train import Product, Silent, fit, load_product, read_run, save_product
 from stillroom.train.folder import read_rows
 from stillroom.train.loop import Trainer
 
@@ -301,6 +306,73 @@ def test_samples_of_anything_are_a_reference(tmp_path, x, codec):
                      "--decoder-steps 1 --perceptual 0 --precision float32 --score-net.width 16 --score-net.depth 1 "
                      "--out", tmp_path / "many", "--reference", reference)
     assert told.code == 0 and "5000 of 5100 samples" in told.out + told.err
+
+
+# ---- how it is compared ----
+
+
+class HeldOut:
+    """Stands for the held-out latents of a codec."""
+
+    def __init__(self, z, some):
+        self.held, self.some = Batch(z, None), lambda: Batch(some, None)
+
+
+def exactly(run, base, seed=5):
+    """The run's product in other units, and draws of its reference as that codec's latents."""
+    recipe = DMVAE(read_run(run, lambda _: DMVAE)[1], open_source(Images(data="digits", size=8)))
+    w, product, begun = recipe.reference.sample(700, seed), load_product(run), package.load(base).space
+    codec = package.load(run)
+    space = replace(begun, shift=tuple(m + 0.4 for m in begun.shift), scale=tuple(1.5 * s for s in begun.scale))
+    other = run.parent / "exact"
+    save_product(Product("codec", {"codec": Codec(codec.encoder, codec.decoder, space)}, product.card), other)
+    return other, space.normalise(begun.denormalise(w))
+
+
+def compared(place, z, out, **more):
+    asked = compare.Settings(data="digits", size=8, out=out, device="cpu", **more)
+    learned, held, _ = pictures_of(asked)
+    entry = comparison.opened([f"it={place}"], asked, learned)[0]
+    table = SimpleNamespace(learned=learned, held=held, settings=asked, device=torch.device("cpu"))
+    return comparison.to_reference(entry.reference, entry, table, HeldOut(z, z), lambda text: None)
+
+
+@pytest.mark.parametrize("reference", ["gmm:4", "noised:0.3", "flow"])
+def test_a_product_that_is_its_reference_is_compared_at_the_floor(tmp_path, codec, flow, reference):
+    """Its mixture is that of the run's seed, its noised latents are those of the codec that it began with, and both
+    stand in that codec's units."""
+    given = settings(tmp_path / "run", codec, data="digits", reference=flow if reference == "flow" else reference,
+                     seed=1, steps=3, conditional=reference == "flow")
+    other, z = exactly(fit(DMVAE, given, Silent()), codec)
+    found = compared(other, z, tmp_path / "out")
+    assert found["reference"] == given.reference
+    assert found["latents"]["sliced_w2"] < 1.25 * found["floor"]["sliced_w2"]
+    far = compared(other, z + 0.5, tmp_path / "out")
+    assert far["latents"]["sliced_w2"] > 3 * far["floor"]["sliced_w2"]
+
+
+def test_a_comparison_says_what_it_cannot_find_of_a_reference(tmp_path, x, codec):
+    run, other = trained(tmp_path / "run", x, codec, reference="noised:0.3"), tokenizer(tmp_path / "other", x, seed=1)
+    moved = shutil.copytree(codec, tmp_path / "begun")
+    place, content = run / "product/product.json", json.loads((run / "product/product.json").read_text())
+
+    def card(**more):
+        place.write_text(json.dumps({**content, "card": {**content["card"], **more}}))
+
+    def opened(**more):
+        asked = compare.Settings(data="digits", size=8, out=tmp_path / "out", **more)
+        return comparison.opened([f"it={run}"], asked, pictures_of(asked)[0])[0].reference
+
+    assert opened().seed == 0 and opened().base is not None and opened(reference=("it=none",)) is None
+    assert opened(reference=("gmm:4",)).text == "gmm:4"
+    card(codec=str(tmp_path / "gone"))
+    assert "--base it=CODEC" in refused(opened)
+    assert opened(base=(f"it={moved}",)).law == opened(base=(f"it={codec}",)).law
+    assert "is another codec" in refused(lambda: opened(base=(f"it={other}",)))
+    assert "write NAME=CODEC" in refused(lambda: opened(base=(str(moved),)))
+    del content["card"]["units"]
+    card()
+    assert "--reference it=none" in refused(opened)
 
 
 # ---- what a user can get wrong ----

@@ -64,7 +64,10 @@ class Settings:
     """Folder with public weight files of LPIPS."""
     reference: tuple[str, ...] = ()
     """Laws that latents were brought to: gaussian, gmm:16, noised:0.3, samples:FILE or a flow; NAME=REFERENCE is of
-    one codec, any other of all. Drawn from --seed, where one is drawn."""
+    one codec, any other of all. Drawn from --seed, where one is drawn. A product of dmvae knows its own, with its seed
+    and the units that it stands in: give another place of it, another law, or NAME=none to leave it out."""
+    base: tuple[str, ...] = ()
+    """NAME=CODEC: where the codec lies that a product of dmvae began with, if not where it did; noised:0.3 wants it."""
     seed: int = 0
     device: str = "auto"
 

@@ -17,12 +17,12 @@ import torch
 from torch import Tensor
 
 from stillroom import train
-from stillroom.cli.comparison_data import SHOWN, Part, pictures_of, real_features, space_of, told
+from stillroom.cli.comparison_data import AT_ONCE, SHOWN, Part, pictures_of, real_features, space_of, told
 from stillroom.cli.draws import built, codec_at
 from stillroom.cli.evaluation import Space
 from stillroom.cli.progress import watch_for
 from stillroom.codecs import Codec, fingerprint
-from stillroom.data import Batch, Encoding, Latents, write_latents
+from stillroom.data import Batch, Encoding, Latents, LatentSpace, write_latents
 from stillroom.flows import Flow
 from stillroom.flows.prompts import digest_of
 from stillroom.flows.references import open_reference, parse_reference
@@ -54,8 +54,20 @@ class Entry:
     spec: str
     codec: Codec
     hash: str
-    reference: str              # "" for none
-    law: Sequence[str] = ()     # what the reference's samples depend on
+    reference: "Target | None" = None
+
+
+@dataclass(frozen=True)
+class Target:
+    """A law that latents are held against. A product of dmvae has it as its run made it; of any other codec it is drawn
+    from --seed and stands in the codec's own units."""
+
+    text: str
+    seed: int
+    space: LatentSpace          # whose units it stands in
+    base: Codec | None          # whose latents `noised` noises
+    classes: int | None         # that it was asked for
+    law: Sequence[Any]          # what its samples depend on
 
 
 @dataclass(frozen=True)
@@ -122,15 +134,19 @@ def opened(specs: Sequence[str], settings: "Settings", learned: Part) -> list[En
     for name, spec in named:
         if names.count(name) > 1:
             raise Refusal(f"two codecs are called {name!r} ({spec} is one): say NAME={spec}")
-    references = references_of(settings, names)
+    references, bases = references_of(settings, names), bases_of(settings, names)
     entries, size = list[Entry](), learned.shape[-1]
     for name, spec in named:
         codec = codec_at(spec).to(pick_device(settings.device)).eval()
         if size % codec.space.factor:
             raise Refusal(f"--size {size} is no multiple of {codec.space.factor}, the pixels that a latent of {spec} "
                           "spans")
-        reference = references.get(name, "")
-        entries.append(Entry(name, spec, codec, fingerprint(codec), reference, law_of(reference) if reference else ()))
+        card = brought_card(spec)
+        text = references.get(name, card.get("reference", ""))
+        target = None if text in ("", "none") else (
+            as_made(name, text, card, bases.get(name, "")) if card else
+            Target(text, settings.seed, codec.space, codec, None, law_of(text)))
+        entries.append(Entry(name, spec, codec, fingerprint(codec), target))
     return entries
 
 
@@ -154,9 +170,49 @@ def references_of(settings: "Settings", names: Sequence[str]) -> dict[str, str]:
         own = bool(equals) and not Path(text).exists()
         if own and name not in names:
             raise Refusal(f"--reference {text}: no codec is called {name!r}{nearest(name, names)}")
-        parse_reference(spec if own else text)
+        if (law := spec if own else text) != "none":
+            parse_reference(law)
         found |= {name: spec} if own else dict.fromkeys(names, text) | found
     return found
+
+
+def bases_of(settings: "Settings", names: Sequence[str]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for text in settings.base:
+        name, equals, spec = text.partition("=")
+        if not equals or name not in names:
+            raise Refusal(f"--base {text}: write NAME=CODEC, with NAME one of {', '.join(names)}")
+        found[name] = spec
+    return found
+
+
+def brought_card(spec: str) -> Mapping[str, Any]:
+    """Of a product of dmvae: of no other does the card name a reference."""
+    card = train.load_product(spec).card if is_ours(Path(spec)) else {}
+    return card if "reference" in card else {}
+
+
+def as_made(name: str, text: str, card: Mapping[str, Any], place: str) -> Target:
+    """The law that a run of dmvae brought its latents to, or another that stands where that one did."""
+    if "units" not in card:
+        raise Refusal(f"{name}: its card does not say in which units its reference stands; train it anew, or leave its "
+                      f"reference out: --reference {name}=none")
+    noises, seed = parse_reference(text).kind == "noised" and not parse_reference(text).file, card["seed"]
+    base = base_of(name, text, card, place or card["codec"]) if noises else None
+    return Target(text, seed, LatentSpace(**card["units"]), base, card["classes"],
+                  [*law_of(text), seed, card["units"], card["classes"], card["codec_hash"] if noises else None])
+
+
+def base_of(name: str, text: str, card: Mapping[str, Any], place: str) -> Codec:
+    """The codec that a product began with."""
+    cure = f"{name}: {text} is of the latents of the codec that it began with; say where that is: --base {name}=CODEC"
+    try:
+        codec = codec_at(place).eval()
+    except Refusal as refusal:
+        raise Refusal(f"{cure} ({refusal})") from None
+    if fingerprint(codec) != card["codec_hash"]:
+        raise Refusal(f"{cure} ({place} is another codec)")
+    return codec
 
 
 def law_of(reference: str) -> list[str]:
@@ -224,8 +280,8 @@ def measured(entry: Entry, table: Table) -> dict[str, Any]:
     rows = kept("generation", prior | how, lambda: sampled(entry, table, go(), folder, tell), ["samples.png"])
     away = None
     if entry.reference:
-        away = kept("reference", of | {"reference": entry.law, "seed": s.seed},
-                    lambda: to_reference(entry, table, latents, tell))
+        away = kept("reference", of | {"reference": entry.reference.law, "seed": s.seed},
+                    lambda target=entry.reference: to_reference(target, entry, table, latents, tell))
     halves_of = {half: sum(p.numel() for p in module.parameters()) for half, module in
                  (("encoder", codec.encoder), ("decoder", codec.decoder))}
     what = {"channels": space.channels, "factor": space.factor, "side": side, "numbers": space.channels * side**2,
@@ -306,10 +362,26 @@ def sampled(entry: Entry, table: Table, run: Path, folder: Path, tell: Callable[
     return rows
 
 
-def to_reference(entry: Entry, table: Table, latents: Encodes, tell: Callable[[str], None]) -> dict[str, Any]:
-    tell(f"distance to {entry.reference}")
-    z, seed = latents.held.x, table.settings.seed
-    flow = open_reference(entry.reference, tuple(z.shape[1:]), None, lambda: (latents.some().x, None), open_teacher,
-                          seed, tell)
-    w = flow.sample(2 * len(z), seed)
-    return {"reference": entry.reference} | measures.distance_to(z, w[: len(z)], w[len(z) :], seed)
+def to_reference(target: Target, entry: Entry, table: Table, latents: Encodes,
+                 tell: Callable[[str], None]) -> dict[str, Any]:
+    tell(f"distance to {target.text}")
+    (z, y), seed, mine = latents.held, table.settings.seed, entry.codec.space
+    if target.space != mine:
+        z = target.space.normalise(mine.denormalise(z))
+
+    def noised() -> tuple[Tensor, None]:
+        return latents.some().x if target.base is entry.codec else first_latents(target.base, table), None
+
+    classes = target.classes if target.classes == len(table.held.classes or ()) else None
+    flow = open_reference(target.text, tuple(z.shape[1:]), classes, noised, open_teacher, target.seed, tell)
+    both = None if flow.classes is None or classes is None or y is None else torch.cat([y, y])
+    w = flow.sample(2 * len(z), seed, both)
+    return {"reference": target.text} | measures.distance_to(z, w[: len(z)], w[len(z) :], seed)
+
+
+@torch.inference_mode()
+def first_latents(codec: Codec | None, table: Table) -> Tensor:
+    """As many as are kept of the compared codec's, of the pictures that priors learn from."""
+    assert codec is not None
+    codec, x = codec.to(table.device), table.learned.first(VECTORS)
+    return torch.cat([codec.encode(part.to(table.device)).float().cpu() for part in x.split(AT_ONCE)])

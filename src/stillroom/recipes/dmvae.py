@@ -23,7 +23,7 @@ nothing like the data, of few modes above all, costs most.
 """
 
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
@@ -326,8 +326,9 @@ class DMVAE(Recipe):
         half = len(self.target) // 2
         after, pictures = normalised(codec, self.data, s.seed)
         card = {
-            "codec": s.codec, "codec_hash": self.hash, "reference": s.reference, "match": s.match, "data": s.data,
-            "size": s.size, "statistics": {"pictures": pictures},
+            "codec": s.codec, "codec_hash": self.hash, "units": asdict(self.codec.space), "reference": s.reference,
+            "seed": s.seed, "classes": self.classes, "match": s.match, "data": s.data, "size": s.size,
+            "statistics": {"pictures": pictures},
             "distance": {"before": self.distances(self.before), "after": self.distances(self.encoded(x, codec)),
                          "reference to itself": apart(self.target[:half], self.target[half:])},
             "reconstruction": {"before": reconstruction_of(open_codec(s.codec).to(self.device), self.data, s.seed),

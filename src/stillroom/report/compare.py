@@ -138,8 +138,8 @@ def tables(found: Found) -> list[Rows]:
             ("channels' deviations", lambda c: ends(c["latents"]["channels"]["std"]))),
              shape_note(about)),
         Rows("Distance to a reference", heads, reference_rows(found),
-             "Of held-out latents, as their space normalises them; in brackets the reference's own samples against "
-             "others of it."),
+             "Of held-out latents, as their space normalises them, or for a product of dmvae as that of the codec that "
+             "it began with does; in brackets the reference's own samples against others of it."),
     ]
 
 
