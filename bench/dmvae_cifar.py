@@ -34,13 +34,17 @@ RUNS = {
     "plain": ["train", "codec", *CODEC, "--encoder", "conv"],
     "kl": ["train", "codec", *CODEC, "--encoder", "conv", "--kl", "0.01"],
     "vavae": ["train", "codec", *CODEC, "--encoder", "conv", "--align", "TOK"],
+    "rae": ["train", "codec", "--preset", "rae", "--encoder", "TOK", "--patch", "4", "--perceptual", "0.1", "--steps",
+            "1500", "--batch", "32"],
     "ref": ["train", "flow", "--codec", "TOK", *PRIOR],
     "dmvae-ssl": [*BROUGHT, *TO_SSL],
     "dmvae-gmm": [*BROUGHT, "--reference", "gmm:10", "--no-conditional"],
     "dmvae-gaussian": [*BROUGHT, "--reference", "gaussian"],
+    "dmvae-noised": [*BROUGHT, "--reference", "noised:0.3", "--no-conditional"],
     "null": [*BROUGHT, *TO_SSL, "--weight", "0"],
 }
-"""TOK, PLAIN and REF are the runs of these names. `null` goes on reconstructing without the pull."""
+"""TOK, PLAIN and REF are the runs of these names. `rae` decodes the wide tokens of the frozen encoder that `tok` learned
+and narrows. `null` goes on reconstructing without the pull."""
 COMPARED = [name for name in RUNS if name != "ref"]
 
 

@@ -142,10 +142,11 @@ def opened(specs: Sequence[str], settings: "Settings", learned: Part) -> list[En
             raise Refusal(f"--size {size} is no multiple of {codec.space.factor}, the pixels that a latent of {spec} "
                           "spans")
         card = brought_card(spec)
-        text = references.get(name, card.get("reference", ""))
-        target = None if text in ("", "none") else (
-            as_made(name, text, card, bases.get(name, "")) if card else
-            Target(text, settings.seed, codec.space, codec, None, law_of(text)))
+        text: str = references[name] if name in references else card.get("reference", "")
+        target = None
+        if text not in ("", "none"):
+            target = as_made(name, text, card, bases.get(name, "")) if card else Target(
+                text, settings.seed, codec.space, codec, None, law_of(text))
         entries.append(Entry(name, spec, codec, fingerprint(codec), target))
     return entries
 
