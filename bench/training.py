@@ -31,6 +31,7 @@ from stillroom.measure import high_frequency_ratio, psnr
 from stillroom.recipes.encoder import EncoderDistillation, Settings, Weights
 from stillroom.settings import from_mapping
 from stillroom.train import Silent, load, start
+from stillroom.train.folder import read_rows
 from stillroom.train.teacher import open_codec
 
 STEPS, BATCH, SEED = 2000, 16, 1
@@ -132,7 +133,7 @@ def pace(values: dict[str, Any], data: Path) -> dict[str, Any]:
     """Of some steps after the first ones, which the run's own rows of metrics tell."""
     with tempfile.TemporaryDirectory() as place:
         out = begun(values | {"steps": TIMED, "log_every": TIMED // 4}, data, place)
-        rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+        rows = read_rows(out / "metrics.jsonl")
     return {"ms per step": min(1e3 / row["steps_per_second"] for row in rows[1:])}
 
 

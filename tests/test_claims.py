@@ -292,7 +292,7 @@ def test_a_training_that_is_stopped_names_no_folder_of_its_own(number, tmp_path,
             signal.raise_signal(number)
             return super().losses(batch, turn)
 
-    use(monkeypatch, fake(lambda *task: running.trained(Stopped, teacher="ring:5", batch=32, width=16, steps=9)))
+    use(monkeypatch, fake(lambda *task: running.learned(Stopped, teacher="ring:5", batch=32, width=16, steps=9)))
     assert main(["claims", "run", "vsd", "--jobs", "1", "--out", str(tmp_path)]) == 130
     said = capsys.readouterr().err
     assert "vsd: stopped; the same command goes on" in said and "resume" not in said
@@ -372,7 +372,9 @@ def test_an_idle_role_does_not_move():
 
     null = running.idle(VSD, "particles")
     common = {"teacher": "ring:5", "batch": 32, "seed": 4, "width": 16}
-    assert torch.equal(running.trained(null, steps=2, **common), running.trained(null, steps=120, **common))
+    first, last = (running.learned(null, steps=steps, **common) for steps in (2, 120))
+    assert torch.equal(first.model, last.model)
+    assert (last.record["steps"], last.rows[-1]["step"]) == (120, 120)
 
 
 def test_the_margin_against_sds_keeps_its_sign_where_noise_turns_that_of_mmd():

@@ -1,35 +1,23 @@
 """Where a flow's trajectories end, how far from there others come that begin at the same noise, and what they cost."""
 
-import tempfile
 from collections.abc import Mapping
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from stillroom import train
-from stillroom.claims.run import run_in
 from stillroom.flows import Flow, ddim, noise_of
 from stillroom.paths import uniform_grid
 from stillroom.settings import seed_of
-from stillroom.settings.files import read_json
-from stillroom.train import Product
 
 N, EXACT = 1000, 400
 
 
-def learned(recipe: type, given: Mapping[str, Any] | None = None, **settings: Any) -> tuple[Product, dict[str, Any]]:
-    """What a run leaves, and what it tells of itself; its folder goes."""
-    with tempfile.TemporaryDirectory(prefix="stillroom-claim-") as folder:
-        out = run_in(Path(folder) / "run", recipe, given, **settings)
-        return train.load_product(out), read_json(out / "run.json")
-
-
-def evaluations(info: Mapping[str, Any], steps: int, batch: int) -> float:
+def evaluations(record: Mapping[str, Any], steps: int, batch: int) -> float:
     """Of all networks in training, for a sample of a step."""
-    return sum(info["evaluations"].values()) / (steps * batch)
+    return sum(record["evaluations"].values()) / (steps * batch)
 
 
 def drawn_from(seed: int) -> int:

@@ -20,9 +20,9 @@ on seed 1, where 600 did as well.
 from typing import Any
 
 from stillroom.claims._mixtures import far, flow_on
-from stillroom.claims._trajectories import N, apart, drawn_from, ends, evaluations, learned
+from stillroom.claims._trajectories import N, apart, drawn_from, ends, evaluations
 from stillroom.claims.claim import Check, Claim
-from stillroom.claims.run import idle
+from stillroom.claims.run import idle, learned
 from stillroom.recipes.boot import BOOT
 from stillroom.settings import Optimizer
 
@@ -39,11 +39,11 @@ def measure(arm: str, seed: int, quick: bool) -> dict[str, float]:
         recipe = idle(BOOT, "student") if arm == "null" else BOOT
         steps = 20 if arm == "null" else 400 if quick else STEPS
         more: dict[str, Any] = {"boundary": 0.0} if arm == "no-boundary" else {}
-        product, info = learned(recipe, teacher=teacher, steps=steps, batch=BATCH, student=RATE, average=0.99,
-                                seed=seed, log_every=100, **more)
-        student: Any = product.parts["generator"]
-        x = student.sample(N, drawn_from(seed))
-        told = {INPUTS: float(len(info["inputs"])), "evaluations in training": evaluations(info, steps, BATCH)}
+        run = learned(recipe, teacher=teacher, steps=steps, batch=BATCH, student=RATE, average=0.99, seed=seed,
+                      log_every=100, **more)
+        x = run.model.sample(N, drawn_from(seed))
+        told = {INPUTS: float(len(run.record["inputs"])),
+                "evaluations in training": evaluations(run.record, steps, BATCH)}
     return {DISTANCE: apart(x, ends(teacher, seed)), "energy distance x 1000": 1000 * far(x, GRID), **told}
 
 

@@ -25,20 +25,16 @@ fake score, and 3 and 2 of the teacher; adversarial 3 of the student, 2 of the t
 features it judges by; alone and statistics 1 and 2.
 """
 
-import json
 import math
-import tempfile
 from collections.abc import Mapping
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from stillroom import train
 from stillroom.claims.claim import Check, Claim
-from stillroom.claims.run import idle, run_in, shared_place
+from stillroom.claims.run import idle, learned, run_in, shared_place
 from stillroom.flows import Flow, Mixture
 from stillroom.measure import energy_distance, held_modes
 from stillroom.recipes.decoupled_dmd import DecoupledDMD
@@ -98,12 +94,10 @@ def measure(arm: str, seed: int, quick: bool) -> dict[str, float]:
     settings = {"teacher": teacher(), "origin": origin(seed, quick), "guidance": GUIDANCE, "batch": 256,
                 "steps": every * updates, "every": every, "log_every": every * updates // 20, "average": 0.98,
                 "student": rate, "score": Optimizer(lr=1e-3, clip=1.0), "seed": seed, **more}
-    with tempfile.TemporaryDirectory(prefix="stillroom-claim-") as folder:
-        out = run_in(Path(folder) / "run", recipe, **settings)
-        x = train.load(out).sample(N, seed)
-        rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    told = [row["samples/variance"] for row in rows if "samples/variance" in row]
-    return seen(x, truth) | ({"variance, end / half way": told[-1] / told[len(told) // 2 - 1]} if told else {})
+    run = learned(recipe, **settings)
+    told = [row["samples/variance"] for row in run.rows if "samples/variance" in row]
+    growth = {GROWTH: told[-1] / told[len(told) // 2 - 1]} if told else {}
+    return seen(run.model.sample(N, seed), truth) | growth
 
 
 def seen(x: Tensor, truth: Tensor) -> dict[str, float]:

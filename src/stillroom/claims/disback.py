@@ -24,22 +24,19 @@ Not claimed: anything about pictures, or about students whose network is not the
 """
 
 import math
-import tempfile
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from stillroom.claims._mixtures import draw, flow_of, flow_on
 from stillroom.claims.claim import Check, Claim
-from stillroom.claims.run import idle, run_in
+from stillroom.claims.run import idle, learned
 from stillroom.measure import energy_distance
 from stillroom.recipes._students import at_noise
 from stillroom.recipes.disback import DisBack
 from stillroom.recipes.dmd import DMD
 from stillroom.settings import Optimizer
-from stillroom.train.folder import read_rows
 
 GRID, STEPS, RECORD, EVERY, LOOK, NEAR = "grid:5:0.05", 700, 200, 2, 25, 0.01
 STARTS = ("teacher", "elsewhere")
@@ -76,10 +73,9 @@ def distances(arm: str, start: str, seed: int, quick: bool) -> list[float]:
     way: dict[str, Any] = {} if recipe is DMD else {"record": RECORD // share, "kept": 3, "advance": 50 // share}
     way |= {"target": "teacher"} if arm == "shared" else {}
     origin: dict[str, Any] = {"origin": flow_at(start, seed, quick)} if start == "elsewhere" else {}
-    with tempfile.TemporaryDirectory(prefix="stillroom-claim-") as folder:
-        out = run_in(Path(folder) / "run", looked_at(recipe), teacher=flow_at("teacher", seed, quick),
-                     steps=STEPS // share, every=EVERY, batch=256, seed=seed, log_every=LOOK, **RATES, **way, **origin)
-        return [row["student/far"] for row in read_rows(out / "metrics.jsonl")]
+    run = learned(looked_at(recipe), teacher=flow_at("teacher", seed, quick), steps=STEPS // share, every=EVERY,
+                  batch=256, seed=seed, log_every=LOOK, **RATES, **way, **origin)
+    return [row["student/far"] for row in run.rows]
 
 
 def measure(arm: str, seed: int, quick: bool) -> dict[str, float]:

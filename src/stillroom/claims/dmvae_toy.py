@@ -36,14 +36,14 @@ modes: a continuous map leaves some between them, and the deviation within modes
 import math
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from stillroom import match
 from stillroom.claims.claim import Check, Claim
-from stillroom.claims.run import trained
+from stillroom.claims.run import learned
 from stillroom.data import digits
 from stillroom.flows import Denoiser, Mixture, denoising_loss
 from stillroom.measure import modes
@@ -158,6 +158,7 @@ class Matched(Recipe):
 def cloud(arm: str, density: Density, student: Student, seed: int, quick: bool) -> Tensor:
     """[512, 2]"""
     steps = STEPS[student] // (4 if quick else 1)
+    options: dict[str, Any]
     match arm:
         case "truth":
             return draw(density, POINTS, "truth", seed, student)
@@ -169,7 +170,7 @@ def cloud(arm: str, density: Density, student: Student, seed: int, quick: bool) 
             options = {"steps": 100, "weight": 0.0}
         case _:
             raise ValueError(arm)
-    return trained(Matched, density=density, student=student, seed=seed, **options)
+    return learned(Matched, density=density, student=student, seed=seed, **options).model
 
 
 def draw(density: Density, n: int, *seed: int | str) -> Tensor:

@@ -22,11 +22,9 @@ fail (32 numbers are few); that students at their best rates would stand in the 
 once for all, on seed 1.
 """
 
-import tempfile
 import time
 from collections.abc import Mapping
 from functools import cache
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -34,7 +32,7 @@ from torch import Tensor
 from stillroom import train
 from stillroom.claims._digits import CLASSES, NAMES, features, pixels, space
 from stillroom.claims.claim import Check, Claim
-from stillroom.claims.run import idle, run_in, shared_place
+from stillroom.claims.run import idle, learned, run_in, shared_place
 from stillroom.flows import Flow
 from stillroom.measure import geometry, groups, panel, trajectories
 from stillroom.paths import uniform_grid
@@ -80,8 +78,7 @@ def drawn(arm: str, name: str, seed: int, quick: bool) -> tuple[Tensor, float]:
     steps = (20 if arm == "null" else 200 if quick else STEPS) * (2 if arm == "dmd" else 1)
     given = {"data": (here.z, here.y)} if recipe.inputs else None
     start = time.perf_counter()
-    with tempfile.TemporaryDirectory(prefix="stillroom-claim-") as folder:
-        student = train.load(run_in(Path(folder) / "run", recipe, given, steps=steps, seed=seed, **settings))
+    student = learned(recipe, given, steps=steps, seed=seed, **settings).model
     return student.sample(N, seed), time.perf_counter() - start
 
 

@@ -18,11 +18,8 @@ Not claimed: anything about latent spaces; that noising helps the separate form.
 Drift-RAE, whose body is not public.
 """
 
-import json
-import tempfile
 from collections.abc import Mapping
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -31,7 +28,7 @@ from torch import Tensor
 from stillroom import train
 from stillroom.claims._digits import features, pixels
 from stillroom.claims.claim import Check, Claim
-from stillroom.claims.run import idle, run_in, shared_place
+from stillroom.claims.run import Learned, idle, learned, run_in, shared_place
 from stillroom.flows import OneStep
 from stillroom.measure import panel
 from stillroom.recipes.drifting import Drifting, Field
@@ -61,11 +58,11 @@ def teacher(seed: int, quick: bool) -> str:
     return str(run_in(out, FlowMatching, **DATA, **NET, steps=600 if quick else 1200, model=rate, seed=seed))
 
 
-def student(recipe: type, out: Path, seed: int, quick: bool, rate: float, **settings: Any) -> Path:
+def student(recipe: type, seed: int, quick: bool, rate: float, **settings: Any) -> Learned:
     optimizer = Optimizer(lr=rate, betas=(0.9, 0.95), clip=2.0, warmup=100)
     steps = 5 if recipe is not Drifting else 100 if quick else STEPS
-    return run_in(out, recipe, **DATA, teacher=teacher(seed, quick), groups=10, batch=320, steps=steps, seed=seed,
-                  student=optimizer, **settings)
+    return learned(recipe, **DATA, teacher=teacher(seed, quick), groups=10, batch=320, steps=steps, seed=seed,
+                   student=optimizer, **settings)
 
 
 def seen(x: Tensor, seed: int) -> dict[str, float]:
@@ -82,17 +79,15 @@ def measure(arm: str, seed: int, quick: bool) -> dict[str, float]:
     bound, found, diverged = seen(flow.sample(N, seed, steps=1), seed)["FD"], {}, 0
     recipe = idle(Drifting, "student") if arm == "null" else Drifting
     for rate in RATES:
-        with tempfile.TemporaryDirectory(prefix="stillroom-claim-") as folder:
-            try:
-                out = student(recipe, Path(folder) / "run", seed, quick, rate, **OPTIONS[arm])
-            except Diverged:
-                diverged += 1
-                continue
-            here = seen(train.load(out).sample(N, seed), seed)
-            rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+        try:
+            run = student(recipe, seed, quick, rate, **OPTIONS[arm])
+        except Diverged:
+            diverged += 1
+            continue
+        here = seen(run.model.sample(N, seed), seed)
         diverged += here["FD"] > bound
         if rate == RATES[0]:
-            norms = [row["student/gradient"] for row in rows]
+            norms = [row["student/gradient"] for row in run.rows]
             found |= here | {"gradient norm": sum(norms) / len(norms)}
         else:
             found[f"FD at {rate:g}"] = here["FD"]
@@ -100,13 +95,11 @@ def measure(arm: str, seed: int, quick: bool) -> dict[str, float]:
 
 
 def extrapolated(seed: int, quick: bool) -> dict[str, float]:
-    with tempfile.TemporaryDirectory(prefix="stillroom-claim-") as folder:
-        out = student(Drifting, Path(folder) / "run", seed, quick, RATES[0], drop=0.1, early=0.25)
-        product = train.load_product(out)
-        strong, early = (product.parts[name] for name in ("generator", "early"))
-        small = student_of_data(Path(folder) / "small", seed, quick)
+    product = student(Drifting, seed, quick, RATES[0], drop=0.1, early=0.25).product
+    strong, early = (product.parts[name] for name in ("generator", "early"))
     assert isinstance(strong, OneStep) and isinstance(early, OneStep)
-    weak: Mapping[str, OneStep | None] = {"no label": None, "earlier": early, "smaller": small}
+    weak: Mapping[str, OneStep | None] = {"no label": None, "earlier": early,
+                                           "smaller": student_of_data(seed, quick)}
     found = seen(strong.sample(N, seed), seed)
     with torch.no_grad():
         for name, other in weak.items():
@@ -115,11 +108,11 @@ def extrapolated(seed: int, quick: bool) -> dict[str, float]:
     return found
 
 
-def student_of_data(out: Path, seed: int, quick: bool) -> OneStep:
+def student_of_data(seed: int, quick: bool) -> OneStep:
     """A smaller one, which learned to draw from data alone."""
-    run_in(out, Drifting, **DATA, net="dit", width=32, depth=2, groups=10, batch=320, steps=100 if quick else STEPS,
-           seed=seed, student=Optimizer(lr=RATES[0], betas=(0.9, 0.95), clip=2.0, warmup=100))
-    return train.load(out)
+    return learned(Drifting, **DATA, net="dit", width=32, depth=2, groups=10, batch=320,
+                   steps=100 if quick else STEPS, seed=seed,
+                   student=Optimizer(lr=RATES[0], betas=(0.9, 0.95), clip=2.0, warmup=100)).model
 
 
 CLAIM = Claim(

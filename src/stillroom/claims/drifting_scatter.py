@@ -32,7 +32,7 @@ from torch import Tensor
 
 from stillroom import match
 from stillroom.claims.claim import Check, Claim
-from stillroom.claims.run import trained
+from stillroom.claims.run import learned
 from stillroom.flows import Denoiser, Mixture, OneStep, denoising_loss
 from stillroom.measure import sliced_wasserstein
 from stillroom.nets import MLP
@@ -188,9 +188,9 @@ def measure(arm: str, seed: int, quick: bool) -> dict[str, float]:
     found = {}
     for i, s in enumerate(SETTINGS):
         steps = 100 if quick or arm == "null" else STEPS        # without a gradient, few steps show what many would
-        generator = trained(recipe, setting=i + 1, batch=PROBLEMS * s.n, steps=every * steps, every=every, seed=seed,
-                            weight=0.0 if arm == "null" else 1.0)
-        x = generator.sample(DRAWS, seed)
+        run = learned(recipe, setting=i + 1, batch=PROBLEMS * s.n, steps=every * steps, every=every, seed=seed,
+                      weight=0.0 if arm == "null" else 1.0)
+        x = run.model.sample(DRAWS, seed)
         found[outcome(i)] = float(sliced_wasserstein(x, reference(i, 0))) / floor(i)
     return found | {"rank correlation, kappa": ranks(found, "kappa"),
                     "rank correlation, participation": ranks(found, "participation")}

@@ -28,11 +28,12 @@ adversarial term, or that scratch does not gain.
 import dataclasses
 from functools import cache, partial
 from itertools import pairwise
+from typing import Any
 
 from torch import Tensor
 
 from stillroom.claims.claim import Check, Claim
-from stillroom.claims.run import idle, trained
+from stillroom.claims.run import idle, learned
 from stillroom.codecs import Codec, equal_budget, fit_klt
 from stillroom.codecs.sweep import sweep
 from stillroom.data import open_source, sample
@@ -53,29 +54,33 @@ def splits(data: str) -> tuple[str, str]:
     return (f"{data}:train", f"{data}:val") if data else BUILTIN
 
 
-def common(data: str, seed: int, quick: bool) -> dict:
+def common(data: str, seed: int, quick: bool) -> dict[str, Any]:
     return {"data": splits(data)[0], "size": SIZE, "crop": "shrink", "shrink": LOW, "flip": True, "batch": 16,
             "steps": 300 if quick else 1900, "seed": seed}
 
 
 def made(arm: str, data: str, seed: int, quick: bool) -> Codec:
     settings = common(data, seed, quick)
-    student = settings | STUDENT | {"teacher": "bundled", "student": Optimizer(lr=3e-3, clip=1.0, warmup=50,
-                                                                               decay="cosine")}
+
+    def distilled(recipe: type = EncoderDistillation, **changed: Any) -> Codec:
+        rate = Optimizer(lr=3e-3, clip=1.0, warmup=50, decay="cosine")
+        student: dict[str, Any] = {**settings, **STUDENT, "teacher": "bundled", "student": rate, **changed}
+        return learned(recipe, **student).model
+
     match arm:
         case "student":
-            return trained(EncoderDistillation, **student)
+            return distilled()
         case "multi":
-            return trained(EncoderDistillation, **student | {"shrink": MULTI})
+            return distilled(shrink=MULTI)
         case "recon-only":
-            return trained(EncoderDistillation, **student | {"weights": Weights(huber=0, logvar=0, pixels=1)})
+            return distilled(weights=Weights(huber=0, logvar=0, pixels=1))
         case "null":
-            return trained(idle(EncoderDistillation, "student"), **student | {"steps": 20})
+            return distilled(idle(EncoderDistillation, "student"), steps=20)
         case "scratch":
             teacher = open_codec("bundled")
-            return trained(FromScratch, **settings, channels=teacher.space.channels, factor=teacher.space.factor,
+            return learned(FromScratch, **settings, channels=teacher.space.channels, factor=teacher.space.factor,
                            stem="unshuffle", params=STUDENT["params"],
-                           decoder_params=sum(p.numel() for p in teacher.decoder.parameters()))
+                           decoder_params=sum(p.numel() for p in teacher.decoder.parameters())).model
         case "klt":
             teacher = open_codec("bundled")
             return fit_klt(learned_from(data), teacher.space.factor, teacher.space.channels)

@@ -24,11 +24,9 @@ that freezing improves anything, which is the paper's finding on larger data; th
 which the paper has, would say the same.
 """
 
-import tempfile
 import time
 from collections.abc import Mapping
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -36,13 +34,12 @@ from torch import Tensor
 from stillroom import train
 from stillroom.claims._digits import features, pixels
 from stillroom.claims.claim import Check, Claim
-from stillroom.claims.run import idle, run_in, shared_place
+from stillroom.claims.run import idle, learned, run_in, shared_place
 from stillroom.measure import panel
 from stillroom.recipes.endpoint import Endpoint
 from stillroom.recipes.flow import FlowMatching
 from stillroom.recipes.gdd import GDD
 from stillroom.settings import Optimizer
-from stillroom.settings.files import read_json
 
 N, STEPS = 2000, 300
 FROZEN = "conv|grow|shrink|out"
@@ -83,13 +80,11 @@ def measure(arm: str, seed: int, quick: bool) -> dict[str, float]:
         return judged(flow.sample(N, seed, steps=int(arm.removeprefix("teacher-"))), seed)
     recipe, settings = arm_of(arm)
     steps, start = (20 if arm == "null" else 75 if quick else STEPS), time.perf_counter()
-    with tempfile.TemporaryDirectory(prefix="stillroom-claim-") as folder:
-        run = run_in(Path(folder) / "run", recipe, digits() if recipe.inputs else None, teacher=teacher(seed, quick),
-                     batch=64, average=0.99, steps=steps, seed=seed, **settings)
-        student, learned = train.load(run), read_json(run / "run.json")["parameters"]["student"]
-    share = learned / sum(p.numel() for p in student.parameters())
+    run = learned(recipe, digits() if recipe.inputs else None, teacher=teacher(seed, quick), batch=64, average=0.99,
+                  steps=steps, seed=seed, **settings)
+    share = run.record["parameters"]["student"] / sum(p.numel() for p in run.model.parameters())
     spent = time.perf_counter() - start
-    return judged(student.sample(N, seed), seed) | {"share of weights learned": share, "seconds": spent}
+    return judged(run.model.sample(N, seed), seed) | {"share of weights learned": share, "seconds": spent}
 
 
 def judged(x: Tensor, seed: int) -> dict[str, float]:

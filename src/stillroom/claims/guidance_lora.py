@@ -28,9 +28,9 @@ from torch import Tensor, nn
 
 from stillroom import train
 from stillroom.claims._mixtures import draw, flow_on
-from stillroom.claims._trajectories import N, apart, drawn_from, evaluations, learned
+from stillroom.claims._trajectories import N, apart, drawn_from, evaluations
 from stillroom.claims.claim import Check, Claim
-from stillroom.claims.run import idle
+from stillroom.claims.run import idle, learned
 from stillroom.flows import Flow
 from stillroom.recipes.guidance_lora import GuidanceLora
 from stillroom.settings import Optimizer
@@ -73,14 +73,13 @@ def measure(arm: str, seed: int, quick: bool) -> dict[str, float]:
         return {DISTANCE: apart(x, target), ASKED: asked}
     recipe = idle(GuidanceLora, "student") if arm == "null" else GuidanceLora
     steps = 20 if arm == "null" else 200 if quick else STEPS
-    product, info = learned(recipe, {"data": draw(RING, 20_000, "flow", seed)}, data="given", size=1, teacher=taught,
-                            guidance=STRENGTH, steps=steps, batch=BATCH, student=rate(arm), average=0.99, seed=seed,
-                            log_every=100, **ARMS[arm])
-    student: Any = product.parts["flow"]
-    x, asked = sampled(student, seed, STRENGTH if arm == "told" else 1.0)
+    run = learned(recipe, {"data": draw(RING, 20_000, "flow", seed)}, data="given", size=1, teacher=taught,
+                  guidance=STRENGTH, steps=steps, batch=BATCH, student=rate(arm), average=0.99, seed=seed,
+                  log_every=100, **ARMS[arm])
+    x, asked = sampled(run.model, seed, STRENGTH if arm == "told" else 1.0)
     whole = sum(p.numel() for p in train.load(taught).parameters())
-    return {DISTANCE: apart(x, target), ASKED: asked, SHARE: info["parameters"]["student"] / whole,
-            "evaluations in training": evaluations(info, steps, BATCH)}
+    return {DISTANCE: apart(x, target), ASKED: asked, SHARE: run.record["parameters"]["student"] / whole,
+            "evaluations in training": evaluations(run.record, steps, BATCH)}
 
 
 CLAIM = Claim(

@@ -30,16 +30,14 @@ from typing import Any
 
 from torch import Tensor
 
-from stillroom import train
 from stillroom.claims._mixtures import draw, far, flow_on
 from stillroom.claims._trajectories import N, apart, drawn_from, ends, evaluations
 from stillroom.claims.claim import Check, Claim
-from stillroom.claims.run import idle, run_in, shared_place
+from stillroom.claims.run import idle, learned
 from stillroom.flows import FewStep
 from stillroom.recipes.consistency import Consistency
 from stillroom.recipes.hyper_sd import HyperSD
 from stillroom.settings import Optimizer
-from stillroom.settings.files import read_json
 
 GRID, STEPS, BATCH, SERVED = "grid:5:0.1", 1200, 128, (2, 4)
 RATE = Optimizer(lr=2e-3, clip=1.0, warmup=50, decay="cosine")
@@ -62,10 +60,10 @@ def student(name: str, seed: int, quick: bool) -> tuple[FewStep, float]:
     """And how many evaluations a sample of an update took."""
     recipe, more = RUNS[name]
     steps = 20 if name == "null" else 400 if quick else STEPS
-    out = run_in(shared_place() / f"hyper-sd-{name}-{seed}", recipe, {"data": draw(GRID, 20_000, "flow", seed)[0]},
-                 data="given", size=1, teacher=teacher(seed, quick), steps=steps, batch=BATCH, student=RATE,
-                 average=0.99, seed=seed, log_every=100, **more)
-    return train.load(out), evaluations(read_json(out / "run.json"), steps, BATCH)
+    run = learned(recipe, {"data": draw(GRID, 20_000, "flow", seed)[0]}, data="given", size=1,
+                  teacher=teacher(seed, quick), steps=steps, batch=BATCH, student=RATE, average=0.99, seed=seed,
+                  log_every=100, **more)
+    return run.model, evaluations(run.record, steps, BATCH)
 
 
 def drawn(arm: str, k: int, seed: int, quick: bool) -> tuple[Tensor, float]:

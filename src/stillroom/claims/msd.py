@@ -20,21 +20,17 @@ times the updates came nearer than five (seed 1, at half of the updates); five h
 Not claimed: that five students beat one of five times the size, or one that has five times the updates.
 """
 
-import tempfile
 from collections.abc import Mapping
 from functools import cache, reduce
-from pathlib import Path
 
 from torch import Tensor
 
-from stillroom import train
 from stillroom.claims._mixtures import draw, far, far_by_class, flow_on, mixture
 from stillroom.claims.claim import Check, Claim
-from stillroom.claims.run import idle, run_in
+from stillroom.claims.run import idle, learned
 from stillroom.measure import held_modes
 from stillroom.recipes.msd import MSD
 from stillroom.settings import Optimizer
-from stillroom.settings.files import read_json
 
 SPEC, N, MATCH, UPDATES = "grid:5:0.1", 5000, 500, 500
 RATE = Optimizer(lr=1e-3, clip=1.0, warmup=50, decay="cosine")
@@ -54,11 +50,10 @@ def drawn(arm: str, seed: int, quick: bool) -> tuple[Tensor, Tensor, dict[str, f
     match = 1 if arm == "five-unmatched" else longer * MATCH
     updates = 10 if arm == "null" else longer * UPDATES // (2 if quick else 1)
     recipe = reduce(idle, [f"student {k}" for k in range(count)], MSD) if arm == "null" else MSD
-    with tempfile.TemporaryDirectory(prefix="stillroom-claim-") as folder:
-        run = run_in(Path(folder) / "run", recipe, teacher=SPEC, origin=origin(seed, quick), students=count, width=16,
-                     match_steps=match, steps=match + 2 * updates, batch=128, student=RATE, matching=RATE,
-                     average=0.99, seed=seed, log_every=100, options=("every=2", "score.lr=1e-3"))
-        student, spent = train.load(run), read_json(run / "run.json")["evaluations"]
+    run = learned(recipe, teacher=SPEC, origin=origin(seed, quick), students=count, width=16, match_steps=match,
+                  steps=match + 2 * updates, batch=128, student=RATE, matching=RATE, average=0.99, seed=seed,
+                  log_every=100, options=("every=2", "score.lr=1e-3"))
+    student, spent = run.model, run.record["evaluations"]
     own = sum(n for name, n in spent.items() if name.startswith("student"))
     return student.sample(N, seed), student.labels(0, N), {
         "millions of evaluations": sum(spent.values()) / 1e6, "of students": own / 1e6,

@@ -34,7 +34,7 @@ from torch import Tensor
 
 from stillroom.claims._mixtures import draw, far, flow_on, mixture
 from stillroom.claims.claim import Check, Claim
-from stillroom.claims.run import idle, shared_place, trained
+from stillroom.claims.run import idle, learned, shared_place
 from stillroom.flows import Flow, Mixture
 from stillroom.measure import held_modes, modes, total_variation
 from stillroom.paths import naive_target
@@ -79,9 +79,9 @@ def samples(arm: str, seed: int, quick: bool) -> Tensor:
     updates = 20 if arm == "null" else 200 if quick else UPDATES
     rate = Optimizer(lr=FAST if arm == "dmd-ode-fast" else RATE, clip=1.0, warmup=20, decay="cosine")
     origin = flow_on(GRID, seed, steps=500 if quick else 2000, width=64, labelled=False)
-    student = trained(recipe, teacher=teacher(), origin=origin, steps=EVERY * updates, every=EVERY, batch=256,
-                      average=0.99, student=rate, score=Optimizer(lr=1e-3, clip=1.0), seed=seed, **more)
-    return student.sample(N, seed)
+    run = learned(recipe, teacher=teacher(), origin=origin, steps=EVERY * updates, every=EVERY, batch=256,
+                  average=0.99, student=rate, score=Optimizer(lr=1e-3, clip=1.0), seed=seed, **more)
+    return run.model.sample(N, seed)
 
 
 def measure(arm: str, seed: int, quick: bool) -> dict[str, float]:

@@ -15,7 +15,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -24,9 +24,9 @@ from stillroom.claims import find
 from stillroom.claims.claim import Claim, verdict
 from stillroom.claims.kept import Kept, Outcome, Task, part_of
 from stillroom.settings import Refusal
-from stillroom.settings.files import write_atomically
+from stillroom.settings.files import read_json, write_atomically
 from stillroom.train.asked import asked_to_stop
-from stillroom.train.folder import machine, now
+from stillroom.train.folder import machine, now, read_rows
 from stillroom.train.loop import Interrupted
 
 
@@ -39,10 +39,24 @@ def run_in(folder: Path, recipe: type, given: Mapping[str, Any] | None = None, *
         raise KeyboardInterrupt from None
 
 
-def trained(recipe: type, **settings: Any) -> Any:
-    """What such a run leaves, loaded from its folder, which then goes."""
+class Learned(NamedTuple):
+    product: train.Product
+    record: dict[str, Any]
+    """What the run tells of itself, run.json."""
+    rows: list[dict[str, Any]]
+    """metrics.jsonl"""
+
+    @property
+    def model(self) -> Any:
+        """The part of the product that is what its kind says."""
+        return self.product.parts[self.product.kind]
+
+
+def learned(recipe: type, given: Mapping[str, Any] | None = None, **settings: Any) -> Learned:
+    """What such a run leaves; its folder goes."""
     with tempfile.TemporaryDirectory(prefix="stillroom-claim-") as folder:
-        return train.load(run_in(Path(folder) / "run", recipe, **settings))
+        out = run_in(Path(folder) / "run", recipe, given, **settings)
+        return Learned(train.load_product(out), read_json(out / "run.json"), read_rows(out / "metrics.jsonl"))
 
 
 @cache

@@ -28,7 +28,7 @@ import torch
 
 from stillroom.claims._mixtures import draw, far_by_class, flow_on
 from stillroom.claims.claim import Check, Claim
-from stillroom.claims.run import idle, trained
+from stillroom.claims.run import idle, learned
 from stillroom.recipes._adversary import Adversarial
 from stillroom.recipes.dmd import DMD
 from stillroom.recipes.sid import SiD
@@ -52,9 +52,9 @@ def measure(arm: str, seed: int, quick: bool) -> dict[str, float]:
 
     def distance(**more: Any) -> float:
         given = {"given": {"data": draw(RING, 5000, "data", seed)}} if "data" in more else {}
-        student = trained(recipe, **given, teacher=RING, origin=origin, steps=EVERY * updates, every=EVERY, batch=256,
-                          average=0.995, seed=seed, log_every=200, **rates, **more)
-        return 1000 * far_by_class(student.sample(N, seed), torch.arange(N) % 6, RING)
+        run = learned(recipe, **given, teacher=RING, origin=origin, steps=EVERY * updates, every=EVERY, batch=256,
+                      average=0.995, seed=seed, log_every=200, **rates, **more)
+        return 1000 * far_by_class(run.model.sample(N, seed), torch.arange(N) % 6, RING)
 
     match arm:
         case "dmd":

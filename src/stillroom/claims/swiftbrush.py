@@ -19,8 +19,6 @@ Not claimed: anything about pictures, text or guidance, or that adapters follow 
 network does. The rates, 1e-3 and 2e-3, were chosen on seed 1.
 """
 
-import tempfile
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,10 +27,9 @@ from torch import Tensor
 from stillroom import train
 from stillroom.claims._mixtures import far, flow_on, mixture, spread
 from stillroom.claims.claim import Check, Claim
-from stillroom.claims.run import idle, run_in
+from stillroom.claims.run import idle, learned
 from stillroom.recipes.swiftbrush import SwiftBrush
 from stillroom.settings import Optimizer
-from stillroom.settings.files import read_json
 from stillroom.train import Role
 
 RING, N, STEPS = "ring:8:0.15", 4000, 800
@@ -64,11 +61,9 @@ def measure(arm: str, seed: int, quick: bool) -> dict[str, float]:
         return seen(train.load(teacher).sample(N, seed, steps=1 if arm == "teacher-1" else None))
     recipe = {"swiftbrush": SwiftBrush, "sds": Injected, "full": Whole, "null": idle(SwiftBrush, "student")}[arm]
     steps = 20 if arm == "null" else 400 if quick else STEPS
-    with tempfile.TemporaryDirectory(prefix="stillroom-claim-") as folder:
-        out = run_in(Path(folder) / "run", recipe, teacher=teacher, steps=steps, batch=256, average=0.995, seed=seed,
-                     log_every=100, **RATES)
-        learned = read_json(out / "run.json")["parameters"]
-        return seen(train.load(out).sample(N, seed)) | {SHARE: learned["fake"] / learned["student"]}
+    run = learned(recipe, teacher=teacher, steps=steps, batch=256, average=0.995, seed=seed, log_every=100, **RATES)
+    numbers = run.record["parameters"]
+    return seen(run.model.sample(N, seed)) | {SHARE: numbers["fake"] / numbers["student"]}
 
 
 def seen(x: Tensor) -> dict[str, float]:

@@ -31,9 +31,9 @@ from torch import Tensor, nn
 
 from stillroom import train
 from stillroom.claims._digits import features, pixels, space
-from stillroom.claims._trajectories import evaluations, learned
+from stillroom.claims._trajectories import evaluations
 from stillroom.claims.claim import Check, Claim
-from stillroom.claims.run import idle, run_in, shared_place
+from stillroom.claims.run import idle, learned, run_in, shared_place
 from stillroom.measure import energy_distance, panel
 from stillroom.recipes.dmd import DMD
 from stillroom.recipes.flow import FlowMatching
@@ -91,12 +91,11 @@ def measure(arm: str, seed: int, quick: bool) -> dict[str, float]:
     }[arm]
     steps = (20 if arm == "null" else 250 if quick else STEPS) * (2 if arm == "dmd" else 1)
     here, more = space(SPACE, seed), dict[str, Any](more)
-    product, info = learned(weighed(recipe), {"data": (here.z, here.y)}, **DATA, teacher=taught,
-                            steps=steps, batch=BATCH, student=RATE, seed=seed, log_every=100, **more)
-    student: Any = product.parts["generator"]
-    found = {HELD: product.card["held"], "evaluations in training": evaluations(info, steps, BATCH)}
+    run = learned(weighed(recipe), {"data": (here.z, here.y)}, **DATA, teacher=taught, steps=steps, batch=BATCH,
+                  student=RATE, seed=seed, log_every=100, **more)
+    found = {HELD: run.product.card["held"], "evaluations in training": evaluations(run.record, steps, BATCH)}
     for k in (1,) if arm == "dmd" else (1, 2, 4):
-        found |= seen(student.sample(N, seed, steps=k), seed, k)
+        found |= seen(run.model.sample(N, seed, steps=k), seed, k)
     return found
 
 

@@ -26,11 +26,13 @@ they push each other apart, so that they lie more evenly than chance would have 
 below those of `truth`.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from stillroom.claims.claim import Check, Claim
-from stillroom.claims.run import idle, trained
+from stillroom.claims.run import idle, learned
 from stillroom.flows import Mixture
 from stillroom.measure import energy_distance, median_bandwidth, mmd2, modes, total_variation
 from stillroom.recipes.sds import SDS
@@ -51,20 +53,21 @@ def draw(k: int, n: int, *seed: int | str) -> Tensor:
 
 def cloud(arm: str, k: int, seed: int, quick: bool) -> Tensor:
     """[512, 2]"""
-    common = {"teacher": f"ring:{k}:{STD}", "batch": PARTICLES, "seed": seed} | ({"steps": 1500} if quick else {})
+    common: dict[str, Any] = {"teacher": f"ring:{k}:{STD}", "batch": PARTICLES, "seed": seed}
+    common |= {"steps": 1500} if quick else {}
     match arm:
         case "truth":
             return draw(k, PARTICLES, "truth", seed)
         case "sds":
-            return trained(SDS, **common)
+            return learned(SDS, **common).model
         case "sds-near":
-            return trained(SDS, times=(0.02, 0.3), **common)
+            return learned(SDS, times=(0.02, 0.3), **common).model
         case "null":  # without a gradient Adam does not move at all, so that few steps show what many would
-            return trained(idle(VSD, "particles"), **common | {"steps": 100})
+            return learned(idle(VSD, "particles"), **common | dict[str, Any](steps=100)).model
         case "vsd":
-            return trained(VSD, **common)
+            return learned(VSD, **common).model
         case "vsd-lora":
-            return trained(VSD, fake="lora", **common)
+            return learned(VSD, fake="lora", **common).model
     raise ValueError(arm)
 
 
