@@ -55,10 +55,8 @@ CLAIM = Claim(
           **dict.fromkeys(("no-boundary", "teacher-1", "teacher-2", "teacher-16"), "reported")},
     measure=measure,
     checks=[
-        Check(f"{DISTANCE}, against teacher-8", "at most 1.1 times that of eight steps; margin: 1.1 less the ratio",
-              lambda mine, arms: 1.1 - mine[DISTANCE] / arms["teacher-8"][DISTANCE]),
-        Check(f"{DISTANCE}, against teacher-4", "below that of four steps; margin: 1 less the ratio",
-              lambda mine, arms: 1 - mine[DISTANCE] / arms["teacher-4"][DISTANCE]),
+        Check.at_most(DISTANCE, 1.1, "teacher-8", says="at most 1.1 times that of eight steps"),
+        Check.at_most(DISTANCE, 1, "teacher-4", says="below that of four steps"),
         Check(INPUTS, "none; margin: 1 less their number", lambda mine, arms: 1 - mine[INPUTS]),
     ],
     budget="1000 updates of 128 samples; the teacher 2000 of 256; null 20",

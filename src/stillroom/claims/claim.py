@@ -37,6 +37,14 @@ class Check:
     margin: Callable[[Metrics, Mapping[str, Metrics]], float]
     """Of one seed: (values of the arm on trial, {arm: values}) -> a number above 0 where the statement is true."""
 
+    @classmethod
+    def at_most(cls, key: str, share: float, control: str, name: str = "", says: str = "") -> "Check":
+        """A value over the control's, against a share; what is not given is named and said by rule."""
+        bound = "below that" if share == 1 else f"at most {share:g} times that"
+        return cls(name or f"{key}, against {control}",
+                   f"{says or f'{bound} of {control}'}; margin: {share:g} less the ratio",
+                   lambda mine, arms: share - mine[key] / arms[control][key])
+
 
 @dataclass(frozen=True)
 class Claim:

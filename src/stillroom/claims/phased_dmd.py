@@ -99,8 +99,8 @@ FAR, SHARES = "energy distance x 1000", "shares off by"
 
 
 def nearer(control: str, most: float) -> Check:
-    says = f"energy distance at most {most:g} times that of {control}; margin: {most:g} less the ratio"
-    return Check(f"nearer than {control}", says, lambda mine, arms: most - mine[FAR] / arms[control][FAR])
+    return Check.at_most(FAR, most, control, f"nearer than {control}",
+                         f"energy distance at most {most:g} times that of {control}")
 
 
 CLAIM = Claim(

@@ -77,8 +77,7 @@ CLAIM = Claim(
           **dict.fromkeys(("sid-lsg", "sid-zero", "sid-anti"), "reported")},
     measure=measure,
     checks=[
-        Check(PLAIN, "at most 1.5 times that of dmd; margin: 1.5 less the ratio",
-              lambda mine, arms: 1.5 - mine[PLAIN] / arms["dmd"][PLAIN]),
+        Check.at_most(PLAIN, 1.5, "dmd", PLAIN),
         Check(BOTH, "at most a third of that with the teacher guided; margin: 1/3 less the ratio",
               lambda mine, arms: 1 / 3 - mine[BOTH] / mine[ALONE]),
     ],

@@ -107,8 +107,7 @@ CLAIM = Claim(
           **dict.fromkeys(("dmd", "teacher-25", "teacher-1"), "reported")},
     measure=measure,
     checks=[
-        Check(f"{DISTANCE}, against base", "below that of the base; margin: 1 less the ratio",
-              lambda mine, arms: 1 - mine[DISTANCE] / arms["base"][DISTANCE]),
+        Check.at_most(DISTANCE, 1, "base", says="below that of the base"),
         Check(HELD, "less than three; margin: 3 less the number", lambda mine, arms: 3 - mine[HELD]),
     ],
     budget="400 updates of 128 samples each; the teachers 2000 of 128; null 20",
