@@ -45,7 +45,7 @@ def measure(arm, seed, quick):
 
 
 arms = {"ended": "subject", "endless": "control", "last": "null", "next": "reported", "never": "reported"}
-vsd.CLAIM = Claim("vsd", "It ends.", arms, measure, (), "", "", seeds=(1,))
+vsd.CLAIM = Claim("vsd", arms, measure, (), "", "", seeds=(1,))
 if __name__ == "__main__":
     sys.exit(main(["claims", "run", "vsd", "--jobs", "2", "--out", str(HERE / "vsd.json")]))
 """

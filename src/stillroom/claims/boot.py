@@ -49,8 +49,6 @@ def measure(arm: str, seed: int, quick: bool) -> dict[str, float]:
 
 CLAIM = Claim(
     name="boot",
-    statement="On 25 Gaussians, one step of BOOT is at most 1.1 times as far from the teacher's ends as eight steps of "
-              "the teacher are, nearer than four are, and was learned without data.",
     arms={"boot": "subject", "teacher-8": "control", "teacher-4": "control", "null": "null",
           **dict.fromkeys(("no-boundary", "teacher-1", "teacher-2", "teacher-16"), "reported")},
     measure=measure,

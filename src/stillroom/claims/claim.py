@@ -49,7 +49,6 @@ class Check:
 @dataclass(frozen=True)
 class Claim:
     name: str  # as of the recipe
-    statement: str
     arms: Mapping[str, Part]  # in the order of the table; reported arms are shown and judged by nothing
     measure: Callable[[str, int, bool], Metrics]  # (arm, seed, quick)
     checks: Sequence[Check]

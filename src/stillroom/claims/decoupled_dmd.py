@@ -116,8 +116,6 @@ def alone(arms: Mapping[str, Mapping[str, float]], key: str) -> float:
 VARIANCE, GROWTH = "variance / truth's", "variance, end / half way"
 CLAIM = Claim(
     name="decoupled-dmd",
-    statement="On a grid of 25 modes with guidance 4, the variance of one-step samples runs away under augmentation "
-              "alone, and stays between 0.75 and 4 times the truth's beside matching, and beside a term of statistics.",
     arms={"matching": "subject", "statistics": "subject", "alone": "control", "null": "null",
           **dict.fromkeys(("adversarial", "dmd", "dmd-unguided", "truth"), "reported")},
     measure=measure,

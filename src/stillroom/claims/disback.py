@@ -99,8 +99,6 @@ def fewer(start: str, control: str) -> Check:
 
 CLAIM = Claim(
     name="disback",
-    statement="From its teacher's one step and from elsewhere, DisBack brings a student near a grid of 25 Gaussians in "
-              "fewer steps than plain DMD and than DMD with its fake score's beginning, its record counted.",
     arms={"disback": "subject", "plain": "control", "shared": "control", "null": "null"},
     measure=measure,
     seeds=tuple(range(201, 209)),

@@ -163,8 +163,6 @@ LEFT = "less than half of the distance is left; margin: a half less it"
 
 CLAIM = Claim(
     name="dmvae",
-    statement="On the digits the gap halves the distance of a plain autoencoder's latents to ssl-type latents and to a "
-              "mixture, and a small prior on the former has a lower Fréchet distance than one on a KL autoencoder's.",
     arms={"dmvae-ssl": "subject", "kl": "control", "null": "null", "dmvae-gmm": "reported",
           **dict.fromkeys(("dmvae-gaussian", "dmvae-noised", "plain", "vavae", "ssl", "rae", "real"), "reported")},
     measure=measure,

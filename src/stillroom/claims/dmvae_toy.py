@@ -307,9 +307,6 @@ def pictures(seed: int):
 
 CLAIM = Claim(
     name="dmvae-toy",
-    statement="Points and an encoder's codes reach an S, eight modes and a ring to within twice the sampling floor by "
-              "the gap, the teacher's score alone collapses, and the gap is the same in every prediction, zero at "
-              "equality, and exact to 5 % with networks in bfloat16.",
     arms={"gap": "subject", "teacher": "control", "null": "null", "truth": "reported"},
     measure=measure,
     checks=[

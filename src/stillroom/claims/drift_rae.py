@@ -114,8 +114,6 @@ def geometry_of(name: str, seed: int, quick: bool) -> dict[str, float]:
 
 CLAIM = Claim(
     name="drift-rae",
-    statement="On the digits, one-step drifting has a lower Fréchet distance than endpoint regression in each of four "
-              "latent spaces.",
     arms={"drifting": "subject", "endpoint": "control", "null": "null",
           **dict.fromkeys(("drifting-real", "drifting-separate", "drifting-scratch", "dmd", "consistency", "teacher-50",
                            "teacher-8", "teacher-2", "teacher-1", "real"), "reported")},

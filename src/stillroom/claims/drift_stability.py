@@ -117,8 +117,6 @@ def student_of_data(seed: int, quick: bool) -> OneStep:
 
 CLAIM = Claim(
     name="drift-stability",
-    statement="From a teacher's one step on the digits, noising both sides brings the joint form's Fréchet distance to "
-              "less than half.",
     arms={"joint-noised": "subject", "joint": "control", "null": "null",
           **dict.fromkeys(("separate", "separate-noised", "query", "extrapolated", "teacher-18", "teacher-1"),
                           "reported")},

@@ -127,8 +127,6 @@ def below(name: str, bound: float) -> Check:
 
 CLAIM = Claim(
     name="drifting-identities",
-    statement="The drifting field is a difference of scores, a gated one, and the gradient of a Parzen discriminator, "
-              "to 1e-8; and its defaults are the released algorithm, to 1e-5.",
     arms={"field": "subject", "uneven": "control", "null": "null"},
     measure=measure,
     checks=[*(below(name, SMALL) for name in ("scores", "gate", "discriminator", "shadow", "swap", "moved")),

@@ -204,8 +204,6 @@ def ranks(found: dict[str, float], what: str) -> float:
 
 CLAIM = Claim(
     name="drifting-scatter",
-    statement="Over sixteen settings, kappa orders the outcome of drifting (Spearman below -0.8), and better than the "
-              "participation ratio does.",
     arms={"drifting": "subject", "dmd": "control", "null": "null"},
     measure=measure,
     checks=[

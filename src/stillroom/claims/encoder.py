@@ -173,9 +173,6 @@ def on(data: str) -> Claim:
 
 CLAIM = Claim(
     name="encoder",
-    statement="A student distilled at low resolution only gains at least 1 dB from remapping by 1.5 and beats its "
-              "teacher's native reconstruction; its latents come nearer to the teacher's as s grows, keep its "
-              "deviation within 6 %, and need no high-resolution training up to s = 1.5.",
     arms={"student": "subject", "multi": "control", "teacher": "control", "null": "null", "scratch": "reported",
           "recon-only": "reported", "klt": "reported", "klt-budget": "reported", "ceiling": "reported"},
     measure=partial(measure_on, ""),

@@ -93,9 +93,6 @@ def judged(x: Tensor, seed: int) -> dict[str, float]:
 
 CLAIM = Claim(
     name="gdd",
-    statement="On the digits, GDD with its teacher's convolutions frozen has at most 0.8 times the Fréchet distance of "
-              "its teacher at one step, at most 1.2 times that of GDD on all weights, and at most half of that of the "
-              "same mask on random weights.",
     arms={"frozen": "subject", "full": "control", "frozen-scratch": "control", "teacher-1": "control", "null": "null",
           **dict.fromkeys(("endpoint", "teacher-8", "real"), "reported")},
     measure=measure,

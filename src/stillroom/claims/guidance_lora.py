@@ -84,9 +84,6 @@ def measure(arm: str, seed: int, quick: bool) -> dict[str, float]:
 
 CLAIM = Claim(
     name="guidance-lora",
-    statement="On a ring of eight overlapping classes, adapters of at most a tenth of the weights draw guided samples "
-              "in half the evaluations, at most 1.3 times as far from the guided teacher's as fine-tuning all weights "
-              "does, and at most a twentieth as far as the teacher without guidance.",
     arms={"lora": "subject", "full": "control", "unguided": "control", "null": "null",
           **dict.fromkeys(("rank-13", "told", "guided"), "reported")},
     measure=measure,

@@ -88,8 +88,6 @@ def measure(arm: str, seed: int, quick: bool) -> dict[str, float]:
 
 CLAIM = Claim(
     name="hyper-sd",
-    statement="On 25 Gaussians, at 2 and at 4 steps, students that learned in segments are nearer to the teacher's "
-              "ends than consistency distillation of as many updates, drawn with new noise or by DDIM steps.",
     arms={"segments": "subject", "told": "subject", "consistency": "control", "consistency-ode": "control",
           "null": "null", **dict.fromkeys(("through", "through-ode", "teacher"), "reported")},
     measure=measure,

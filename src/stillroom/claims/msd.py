@@ -70,8 +70,6 @@ def measure(arm: str, seed: int, quick: bool) -> dict[str, float]:
 
 CLAIM = Claim(
     name="msd",
-    statement="On a mixture of 25 modes, five students of 16 channels, each with 5 of the modes and 500 updates, have "
-              "at most 0.8 times the energy distance by class of one such student with all modes and 500 updates.",
     arms={"five": "subject", "one": "control", "null": "null",
           **dict.fromkeys(("one-long", "five-unmatched", "truth"), "reported")},
     measure=measure,

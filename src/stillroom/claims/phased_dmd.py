@@ -105,9 +105,6 @@ def nearer(control: str, most: float) -> Check:
 
 CLAIM = Claim(
     name="phased-dmd",
-    statement="On a grid of 25 modes, phased DMD of four Euler steps has at most half the energy distance of DMD of "
-              "the same steps, in as many updates and evaluations, and less than DMD that noises x0 anew; a target "
-              "that takes x_s for data is worse.",
     arms={"phased": "subject", "dmd": "control", "dmd-ode": "control", "dmd-ode-fast": "control",
           "naive": "control", "null": "null",
           **dict.fromkeys(("dmd-1", "truth"), "reported")},

@@ -70,9 +70,6 @@ def measure(arm: str, seed: int, quick: bool) -> dict[str, float]:
 
 CLAIM = Claim(
     name="sid",
-    statement="On a ring of six overlapping classes, SiD's energy distance is at most 1.5 times that of DMD after as "
-              "many updates, and guidance on both scores leaves at most a third of the distance that guidance on the "
-              "teacher alone does.",
     arms={"sid": "subject", "dmd": "control", "null": "null",
           **dict.fromkeys(("sid-lsg", "sid-zero", "sid-anti"), "reported")},
     measure=measure,

@@ -73,9 +73,6 @@ def seen(x: Tensor) -> dict[str, float]:
 
 CLAIM = Claim(
     name="swiftbrush",
-    statement="On a ring of eight classes, SwiftBrush's spread within a class is at least 60 % of the truth's and that "
-              "of its SDS form at most a quarter of it, at no more than half the energy distance, with a fake score "
-              "that trains less than 15 % of the teacher's numbers.",
     arms={"swiftbrush": "subject", "sds": "control", "null": "null",
           **dict.fromkeys(("full", "teacher", "teacher-1"), "reported")},
     measure=measure,

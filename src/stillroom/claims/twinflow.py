@@ -101,8 +101,6 @@ def measure(arm: str, seed: int, quick: bool) -> dict[str, float]:
 
 CLAIM = Claim(
     name="twinflow",
-    statement="On digits in 32 principal components, TwinFlow's one step has a lower energy distance than its base "
-              "without the twin, with less than three networks held.",
     arms={"twinflow": "subject", "base": "control", "null": "null",
           **dict.fromkeys(("dmd", "teacher-25", "teacher-1"), "reported")},
     measure=measure,

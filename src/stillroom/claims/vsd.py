@@ -114,9 +114,6 @@ def pictures(seed: int):
 
 CLAIM = Claim(
     name="vsd",
-    statement="On mixtures of 5 and of 8 modes, VSD's squared MMD is at least 5 times below that of SDS, at "
-              "its own noise levels and at low ones, and the standard deviation within its modes is within 15 % of the "
-              "truth.",
     arms={"vsd": "subject", "vsd-lora": "subject", "sds": "control", "sds-near": "control", "null": "null",
           "truth": "reported"},
     measure=measure,
