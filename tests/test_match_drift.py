@@ -13,6 +13,7 @@ from stillroom.match.drift import (
     diagnose,
     drift,
     drift_loss,
+    drift_or_nan,
     field,
     mean_shift,
     problems,
@@ -402,6 +403,21 @@ def test_a_nan_anywhere_is_seen():
             given[at][1, -1, -1] = math.nan
             with pytest.raises(Refusal, match="NaN"):
                 drift(*given)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, 1e30], ids=str)
+def test_learned_samples_that_ran_off_have_a_loss_of_nan_and_data_that_did_are_refused(bad):
+    x, y, z = sets(2, 6, 5, 4, 3, F32)
+    w = Weights(negatives=torch.zeros(2, 4))
+    assert torch.equal(drift_or_nan(x, y, z, weights=w).vector, drift(x, y, z, weights=w).vector)
+    lost = x.index_fill(1, torch.tensor([2]), bad).requires_grad_()
+    found = drift_or_nan(lost, y, z, weights=w, temperatures=(0.1, 0.5))
+    loss = drift_loss(lost, found)
+    assert loss.isnan().all() and found.scale.isnan() and found.stats["rms"].isnan().tolist() == [True, True]
+    assert torch.autograd.grad(loss.sum(), lost)[0].isnan().all()
+    for given in ((x, y.index_fill(1, torch.tensor([2]), bad), z), (x, y, z.index_fill(1, torch.tensor([2]), bad))):
+        with pytest.raises(Refusal, match="NaN, infinity"):
+            drift_or_nan(*given)
 
 
 def test_a_loss_wants_the_samples_of_its_field():

@@ -10,6 +10,7 @@ from stillroom.match.drift import (
     diagnose,
     drift,
     drift_loss,
+    drift_or_nan,
     field,
     mean_shift,
     real_floor,
@@ -30,7 +31,7 @@ from stillroom.match.statistics import mean_and_variance, statistics_kl
 
 __all__ = [
     "MATCHES", "Drift", "Weight", "Weights", "augmentation", "auto_temperatures", "diagnose", "direction", "drift",
-    "drift_loss", "field", "gap", "marginal_cosine", "marginal_distance", "mean_and_variance", "mean_shift",
-    "parzen_x0", "prediction_gap", "pseudo_huber", "pseudo_target", "real_floor", "residual_weight", "score_identity",
-    "squared_error", "statistics_kl", "uncovered",
+    "drift_loss", "drift_or_nan", "field", "gap", "marginal_cosine", "marginal_distance", "mean_and_variance",
+    "mean_shift", "parzen_x0", "prediction_gap", "pseudo_huber", "pseudo_target", "real_floor", "residual_weight",
+    "score_identity", "squared_error", "statistics_kl", "uncovered",
 ]

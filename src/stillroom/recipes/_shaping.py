@@ -84,7 +84,7 @@ class ByDrift:
     def pulls(self, z: Tensor, y: Tensor | None, turn) -> Tensor:
         x = turn.gather(z).flatten(1)[None]
         rows = (turn.rand((x.shape[1],), shared=True) * len(self.samples)).long()
-        drift = match.drift(x, self.samples[rows].flatten(1)[None].to(x), coupling="separate", x_softmax=False)
+        drift = match.drift_or_nan(x, self.samples[rows].flatten(1)[None].to(x), coupling="separate", x_softmax=False)
         return match.drift_loss(x, drift)
 
 

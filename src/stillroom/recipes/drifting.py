@@ -242,7 +242,7 @@ class Drifting(Recipe):
         else:
             fields = self.fields(x, real, self.others(turn), group, turn)
             losses = {name: match.drift_loss(it.x, it.drift) for name, it in fields.items()}
-            if turn.watched:
+            if turn.watched and all(bool(loss.isfinite().all()) for loss in losses.values()):
                 self.tell(fields, group, turn)
         if s.coverage:
             q, p = (self.grouped(part.flatten(1)) for part in (x, real))                # [G, n, D], [G, P, D]
@@ -287,7 +287,7 @@ class Drifting(Recipe):
                 strength = (group.w - 1) * (self.n - 1) / u.shape[1]                    # alpha - 1 is w - 1: A.7
                 each = strength.repeat_interleave(vectors.shape[1])[:, None]            # [G L, 1]
                 weights = match.Weights(negatives=each.expand(u.shape[:2]))
-            found[name] = Compared(q, p, u, weights, match.drift(q, p, u, weights=weights, **self.form))
+            found[name] = Compared(q, p, u, weights, match.drift_or_nan(q, p, u, weights=weights, **self.form))
         return found
 
     def vectors(self, x: Tensor, group: Group, turn) -> Vectors:

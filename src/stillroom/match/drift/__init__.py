@@ -8,11 +8,11 @@ times its softmax over samples. Samples are their own negatives. Rows of D sum t
 """
 
 from stillroom.match.drift.affinity import Coupling, Kernel, mean_shift
-from stillroom.match.drift.field import RELEASED, Drift, drift, drift_loss, field
+from stillroom.match.drift.field import RELEASED, Drift, drift, drift_loss, drift_or_nan, field
 from stillroom.match.drift.looks import auto_temperatures, diagnose, real_floor, temperature_for
 from stillroom.match.drift.problems import Weights
 
 __all__ = [
     "RELEASED", "Coupling", "Drift", "Kernel", "Weights", "auto_temperatures", "diagnose", "drift", "drift_loss",
-    "field", "mean_shift", "real_floor", "temperature_for",
+    "drift_or_nan", "field", "mean_shift", "real_floor", "temperature_for",
 ]

@@ -10,7 +10,8 @@ from torch.autograd.function import once_differentiable
 from torch.linalg import vector_norm
 
 from stillroom.match.drift.affinity import Coupling, Form, Kernel, checked_form, stacks, times
-from stillroom.match.drift.problems import Problems, Weights, joined, posed, quadratic, without_autocast
+from stillroom.match.drift.problems import NotFinite, Problems, Weights, joined, posed, quadratic, without_autocast
+from stillroom.paths import at_least_float32
 from stillroom.settings import Refusal
 
 RELEASED = (0.02, 0.05, 0.2)
@@ -57,6 +58,19 @@ def drift(
         else:
             vector, rms = superposed(problems, [r * unit for r in temperatures], form, scale, normalise)
         return Drift(vector, vector.new_tensor(scale), {"rms": vector.new_tensor(rms)})
+
+
+def drift_or_nan(x: Tensor, positives: Tensor, negatives: Tensor | None = None, **form: Any) -> Drift:
+    """`drift` of samples that something learns to make. Where they are not finite, or too large for distances, it is
+    NaN, and so is their loss, at which a loop stops as at any other; positives and negatives are refused still."""
+    try:
+        return drift(x, positives, negatives, **form)
+    except NotFinite:
+        with torch.no_grad(), without_autocast(x):
+            posed(positives, positives, negatives, None, 0, LEAST_SQUARE).mean_distance()
+        vector = torch.full_like(at_least_float32(x.detach()), math.nan)
+        temperatures = form.get("temperatures", RELEASED)
+        return Drift(vector, vector.new_tensor(math.nan), {"rms": vector.new_full((len(temperatures),), math.nan)})
 
 
 def field(

@@ -17,6 +17,10 @@ BLOCK = 2**22       # pairs at a time: 16 MB, which allocators reuse; larger pie
 TILE = 128          # of triangular products: smaller ones save multiplications, larger are nearer the peak rate
 
 
+class NotFinite(Refusal):
+    """Distances that are no numbers."""
+
+
 class Weights(NamedTuple):
     """Of the targets, [problems, n] each; None are ones."""
 
@@ -51,8 +55,8 @@ class Problems(NamedTuple):
         d, w = self.distance, self.weights
         mean = float(d.sum()) / d.numel() if w is None else float((d.sum(1) * w).sum() / (d.shape[1] * w.sum()))
         if not math.isfinite(mean):
-            raise Refusal("drifting: samples, positives or negatives hold NaN, infinity or values beyond "
-                          f"{torch.finfo(d.dtype).max**0.5:.0e}; look at what made them")
+            raise NotFinite("drifting: samples, positives or negatives hold NaN, infinity or values beyond "
+                            f"{torch.finfo(d.dtype).max**0.5:.0e}; look at what made them")
         return mean
 
 
