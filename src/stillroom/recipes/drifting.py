@@ -237,13 +237,12 @@ class Drifting(Recipe):
                 for each in (self.told(group), group.w if self.student.takes_strength else None))
         x = turn.gather(self.student(turn.randn((turn.batch, *self.shape)), y, w))      # [G n, *shape]
         real = self.bank.draw(group.label, s.support, turn.rand((self.groups, s.bank), shared=True)).flatten(0, 1)
+        fields = {} if s.noising == "query" else self.fields(x, real, self.others(turn), group, turn)
+        losses = {name: match.drift_loss(it.x, it.drift) for name, it in fields.items()}
         if s.noising == "query":
             losses = {"query": self.query_loss(x, real, group, turn)}
-        else:
-            fields = self.fields(x, real, self.others(turn), group, turn)
-            losses = {name: match.drift_loss(it.x, it.drift) for name, it in fields.items()}
-            if turn.watched and all(bool(loss.isfinite().all()) for loss in losses.values()):
-                self.tell(fields, group, turn)
+        if turn.watched and all(bool(loss.isfinite().all()) for loss in losses.values()):
+            self.tell(x.detach(), real, fields, group, turn)
         if s.coverage:
             q, p = (self.grouped(part.flatten(1)) for part in (x, real))                # [G, n, D], [G, P, D]
             losses["coverage"] = s.coverage * match.uncovered(q, p)
@@ -280,10 +279,10 @@ class Drifting(Recipe):
             repel = {} if others is None else self.vectors(others, group, turn)
         found = {}
         for name, vectors in mine.items():
-            q, p = problems(vectors, self.groups), problems(theirs[name], self.groups)
+            q, p = (problems(part, len(group.w)) for part in (vectors, theirs[name]))
             u, weights = None, None
             if others is not None:
-                u = problems(repel[name], self.groups)
+                u = problems(repel[name], len(group.w))
                 strength = (group.w - 1) * (self.n - 1) / u.shape[1]                    # alpha - 1 is w - 1: A.7
                 each = strength.repeat_interleave(vectors.shape[1])[:, None]            # [G L, 1]
                 weights = match.Weights(negatives=each.expand(u.shape[:2]))
@@ -292,7 +291,7 @@ class Drifting(Recipe):
 
     def vectors(self, x: Tensor, group: Group, turn) -> Vectors:
         """phi of samples [G n, *shape], at their group's noise level where both sides are noised."""
-        each, noised = len(x) // self.groups, self.settings.noising == "both"
+        each, noised = len(x) // len(group.t), self.settings.noising == "both"
         t, y = (group.t if noised else torch.zeros_like(group.t)).repeat_interleave(each), self.told(group)
         if noised:
             x = self.student.path.noise(x, t, turn.randn(tuple(x.shape), shared=True))
@@ -301,40 +300,73 @@ class Drifting(Recipe):
     def query_loss(self, x: Tensor, real: Tensor, group: Group, turn) -> Tensor:
         """Samples alone are noised, and follow the difference of the ideal denoisers of the two sets: DMD without
         networks (ours)."""
-        q, p = (self.grouped(part.flatten(1)) for part in (x, real))                    # [G, n, D], [G, P, D]
-        c = self.student.path.over(group.t.clamp(min=1e-3), q)
-        x_t = c.alpha * q.detach() + c.sigma * turn.randn(tuple(q.shape), shared=True)
-        fake = match.parzen_x0(x_t, c.alpha, c.sigma, q.detach(), own=True)
-        target = match.parzen_x0(x_t, c.alpha, c.sigma, p)
-        q, fake, target = (part.flatten(0, 1) for part in (q, fake, target))
+        q, (fake, target) = x.flatten(1), self.answers(x.detach(), real, group, turn)
         return match.gap(q, fake, target, match.residual_weight(q, target))
+
+    def answers(self, x: Tensor, real: Tensor, group: Group, turn) -> tuple[Tensor, Tensor]:
+        """[G n, D]: to noised samples, of the ideal denoisers of the samples, each left out of its own, and of the
+        positives."""
+        q, p = (part.flatten(1).unflatten(0, (len(group.t), -1)) for part in (x, real))     # [G, n, D], [G, P, D]
+        c = self.student.path.over(group.t.clamp(min=1e-3), q)
+        x_t = c.alpha * q + c.sigma * turn.randn(tuple(q.shape), shared=True)
+        fake = match.parzen_x0(x_t, c.alpha, c.sigma, q, own=True)
+        return fake.flatten(0, 1), match.parzen_x0(x_t, c.alpha, c.sigma, p).flatten(0, 1)
 
     # ---- what is told ----
 
-    def tell(self, fields: Mapping[str, Compared], group: Group, turn) -> None:
-        """The field before it is normalised, beside that of as many real samples in the place of generated ones; of
-        the first set of vectors, how many positives are heard too, and how far the joint form's gate is open."""
-        floors = self.floors(group, turn)
-        for i, (name, it) in enumerate(fields.items()):
-            raw = it.drift.stats["rms"].mean()
-            turn.tell(f"field/{name}", raw)
+    @torch.no_grad()
+    def tell(self, x: Tensor, real: Tensor, fields: Mapping[str, Compared], group: Group, turn) -> None:
+        """The field before it is normalised, beside its floor; of the first set of vectors, how many positives are
+        heard too, and how far the joint form's gate is open."""
+        raw, floors = self.beside_floor(x, real, group, turn)
+        for name, size in raw.items():
+            turn.tell(f"field/{name}", size)
             if name in floors:
                 turn.tell(f"field/{name}, floor", floors[name])
-                self.warn_if_contracted(name, float(raw / floors[name]), turn)
-            if i == 0:
-                looks = match.diagnose(it.x, it.positives, it.negatives, weights=it.weights, **self.form)
-                turn.tell(f"field/{name}, positives heard", looks["positives"].mean())
-                turn.tell(f"field/{name}, gate", looks["gate"].mean())
+                self.warn_if_contracted(name, float(size / floors[name]), turn)
+        for name, it in [*fields.items()][:1]:
+            looks = match.diagnose(it.x, it.positives, it.negatives, weights=it.weights, **self.form)
+            turn.tell(f"field/{name}, positives heard", looks["positives"].mean())
+            turn.tell(f"field/{name}, gate", looks["gate"].mean())
 
-    @torch.no_grad()
-    def floors(self, group: Group, turn) -> dict[str, Tensor]:
-        n, support, size = self.n, self.settings.support, self.settings.bank
-        if int(self.bank.count.min()) < n + support or self.student.takes_strength:
-            return {}       # too few to be two sets of their own; or guidance, whose field is not zero on real samples
-        both = self.bank.draw(group.label, n + support, turn.rand((self.groups, size), shared=True))
-        x, real = (part.flatten(0, 1) for part in both.split([n, support], 1))
+    def beside_floor(self, x: Tensor, real: Tensor, group: Group, turn) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """The raw fields, and those of real samples in the place of generated ones, both of as many samples as there
+        are different real ones, and of groups of strength 1: guided, real samples have a field too."""
+        at = (group.w == 1).nonzero().flatten()
+        if not len(at):
+            turn.note("a look found no group of strength 1, and only those have a floor that the field can be told "
+                      "beside; give a higher plain")
+            return self.raw(x, real, group, turn), {}
+        plain = Group(*(part[at] for part in group))
+        others = self.real_ones(plain, turn)                                            # [G', k, *shape]
+        k = others.shape[1]
+        if k < 4:
+            turn.note(f"no floor is told beside the field: a group of {self.data.name} has {k} different samples, and "
+                      "two of two or more are needed")
+            return self.raw(x, real, group, turn), {}
+        p = min(self.settings.support, max(k - self.n, k // 2))
+        n = min(self.n, k - p)
+
+        def raw(x: Tensor, real: Tensor) -> dict[str, Tensor]:
+            return self.raw(x.flatten(0, 1), real.flatten(0, 1), plain, turn)
+
+        return raw(self.grouped(x)[at, :n], self.grouped(real)[at, :p]), raw(others[:, :n], others[:, n:n + p])
+
+    def raw(self, x: Tensor, real: Tensor, group: Group, turn) -> dict[str, Tensor]:
+        """Root mean squares of the forces, mean over temperatures; of `query`, of the difference of both answers."""
+        if self.settings.noising == "query":
+            fake, target = self.answers(x, real, group, turn)
+            return {"query": (target - fake).square().mean().sqrt()}
         fields = self.fields(x, real, None, group, turn)
         return {name: it.drift.stats["rms"].mean() for name, it in fields.items()}
+
+    def real_ones(self, group: Group, turn) -> Tensor:
+        """[G, k, *shape]: different real samples of each group, no more than a field is of."""
+        held = torch.cat([self.bank.count, self.bank.count.sum()[None]])[group.label]   # the null label is of any class
+        k = min(self.n + self.settings.support, self.settings.bank, int(held.min()))
+        drawn = self.bank.draw(group.label, k, turn.rand((len(group.w), self.settings.bank), shared=True))
+        found = [once(x) for x in drawn]
+        return torch.stack([x[:min(map(len, found))] for x in found])
 
     def warn_if_contracted(self, name: str, ratio: float, turn) -> None:
         ratios = self.ratios.setdefault(name, deque(maxlen=LOOKS))
@@ -369,6 +401,13 @@ def power_law(u: Tensor, strongest: float, power: float) -> Tensor:
     if power == 1:
         return strongest**u
     return (1 + u * (strongest ** (1 - power) - 1)) ** (1 / (1 - power))
+
+
+def once(x: Tensor) -> Tensor:
+    """[m, ...]: of equal items the first."""
+    _, kind = x.flatten(1).unique(dim=0, return_inverse=True)
+    first = {k: i for i, k in reversed([*enumerate(kind.tolist())])}
+    return x[sorted(first.values())]
 
 
 def refuse_what_cannot_be(s: Settings, groups: int, classes: int | None) -> None:
