@@ -1,13 +1,17 @@
 """Drifting's options, each against what it should be by hand; what is told of a run, and how one ends that runs off."""
 
+import math
 import re
 
 import pytest
 import torch
 
+import stillroom
+from stillroom import match
 from stillroom.data import Tensors
-from stillroom.recipes.drifting import Drifting, Field
-from stillroom.settings import Optimizer, Refusal
+from stillroom.recipes.drifting import Drifting, Field, Group
+from stillroom.recipes.flow import FlowMatching
+from stillroom.settings import Optimizer, Refusal, seed_of
 from stillroom.train import Silent, Turn, start
 from stillroom.train.loop import Diverged
 from stillroom.train.turn import Noise
@@ -157,3 +161,171 @@ def test_contraction_is_told_of_without_labels_too(more):
         recipe.losses(None, turn)
         notes += turn.notes
     assert notes and "below that of real samples" in notes[0]
+
+
+# ---- each option by hand ----
+
+class Step:
+    """The losses of one step whose generated samples are given, and what took part: the groups, real samples [G, P, D],
+    others [G, U, D], what the net was told, the last noise. `slope` is the gradient in the samples [G, n, D]."""
+
+    def __init__(self, recipe, x, step=0):
+        turn, self.asked = turn_at(step, recipe.settings.batch), {}
+        bank, draw_groups, x = recipe.bank, recipe.draw_groups, x.clone().requires_grad_()
+
+        def keep(name, of):
+            def kept(*args, **more):
+                self.asked[name] = of(*args, **more)
+                return self.asked[name]
+            return kept
+
+        recipe.student.forward = lambda z, y=None, w=None: self.asked.update(y=y, w=w) or x
+        recipe.draw_groups = keep("group", draw_groups)
+        bank.draw, bank.draw_any = keep("real", bank.draw), keep("others", bank.draw_any)
+        turn.randn = keep("noise", turn.randn)
+        self.losses = recipe.losses(None, turn)["student"]
+        slope, = torch.autograd.grad(sum(loss.sum() for loss in self.losses.values()), x)
+        self.group, self.slope = self.asked["group"], slope.unflatten(0, (recipe.groups, -1))
+
+
+def generated(n=64, d=2, seed=5):
+    return torch.randn(n, d, generator=torch.Generator().manual_seed(seed))
+
+
+def push_and_pull(x, t, wanted, weights=None, floor=0.0):
+    """A mean shift written out: of samples x [n, D] to targets [m, D] by a Laplace kernel of width t; a sample at x_i
+    itself is not seen where `wanted` says so."""
+    k = (-torch.cdist(x, wanted[0]) / t).masked_fill(wanted[1], -torch.inf).softmax(1).clamp(min=floor)
+    k = k if weights is None else k * weights
+    return k @ wanted[0] / k.sum(1, keepdim=True) - x
+
+
+def test_guidance_pushes_off_any_class_w_less_one_times_as_hard():
+    """The force on a guided sample, from its parts: n - 1 samples of weight one, U others of (w - 1)(n - 1) / U."""
+    field = Field(temperatures=(0.5,), normalise=False)
+    recipe, x = made(points(classes=4), groups=4, strongest=3.0, unconditional=6, field=field), generated()
+    found = Step(recipe, x)
+    q, p, u = x.unflatten(0, (4, 16)), found.asked["real"], found.asked["others"]
+    w = found.group.w
+    assert u.shape == (4, 6, 2) and float(w.max()) > 1 and float(w.min()) == 1
+    assert torch.equal(found.asked["w"], w.repeat_interleave(16)) and torch.equal(
+        found.asked["y"], found.group.label.repeat_interleave(16))
+    side = [torch.cat([torch.ones(16), torch.full((6,), (float(w[g]) - 1) * 15 / 6)]) for g in range(4)]
+    negatives = [torch.cat([q[g], u[g]]) for g in range(4)]
+    every = [torch.cdist(q[g], torch.cat([negatives[g], p[g]])) * torch.cat([side[g], torch.ones(16)])
+             for g in range(4)]
+    mean = sum(float(d.sum()) for d in every) / sum(16 * float(s.sum() + 16) for s in side)
+    own, none = torch.eye(16, 22, dtype=torch.bool), torch.zeros(16, 16, dtype=torch.bool)
+    for g in range(4):
+        v = push_and_pull(q[g], 0.5 * mean, (p[g], none), floor=1e-3) - push_and_pull(
+            q[g], 0.5 * mean, (negatives[g], own), side[g], 1e-3)
+        assert torch.allclose(found.slope[g], -2 * v / (mean**2 / 2) / 32, rtol=1e-3, atol=1e-5)
+
+
+def test_places_of_a_sample_share_the_strength_of_its_group():
+    recipe = made(points(classes=2), strongest=3.0, unconditional=6)
+    recipe.phi = lambda x, t, y: {"places": x[:, :, None]}                              # [B, 2, 1]
+    turn, w = turn_at(), torch.tensor([1.0, 2.5])
+    group = Group(torch.tensor([1, 0]), w, torch.zeros(2))
+    found = recipe.fields(generated(), generated(32, seed=6), generated(12, seed=7), group, turn)["places"]
+    assert found.negatives.shape == (4, 6, 1)
+    expected = torch.tensor([0, 0, 1.5 * 31 / 6, 1.5 * 31 / 6])[:, None].expand(4, 6)
+    assert torch.allclose(found.weights.negatives, expected)
+    assert torch.equal(found.negatives[1, :, 0], generated(12, seed=7)[:6, 1])
+
+
+def test_both_sides_are_noised_at_the_time_of_their_group():
+    recipe, seen, x = made(points(), noising="both", noise=(0.1, 0.9)), [], generated()
+    phi = recipe.phi
+    recipe.phi = lambda x, t, y: seen.append((x.detach(), t)) or phi(x, t, y)
+    found = Step(recipe, x)
+    t, clean = found.group.t, (x.unflatten(0, (2, 32)), found.asked["real"])
+    assert abs(float(t[0] - t[1])) > 0.1 and ((t >= 0.1) & (t <= 0.9)).all()
+    eps = []
+    for (x_t, told), x0 in zip(seen, clean, strict=True):
+        assert torch.equal(told, t.repeat_interleave(x0.shape[1]))
+        eps.append((x_t.view_as(x0) - (1 - t[:, None, None]) * x0) / t[:, None, None])
+        assert float(eps[-1].mean()) == pytest.approx(0, abs=0.3) and float(eps[-1].std()) == pytest.approx(1, abs=0.2)
+    assert not torch.allclose(eps[0][:, :16], eps[1], atol=0.1)
+    q, p = (x_t.unflatten(0, (2, -1)) for x_t, _ in seen)
+    v = match.drift(q, p, **recipe.form)
+    assert torch.allclose(found.slope, (1 - t[:, None, None]) * -2 * v.vector / (v.scale * 64), rtol=1e-4, atol=1e-6)
+
+
+def test_query_follows_the_difference_of_the_ideal_denoisers():
+    recipe, x = made(points(), noising="query", noise=(0.2, 0.7)), generated()
+    found = Step(recipe, x)
+    q, real, eps = x.double().view(2, 32, 2), found.asked["real"].double(), found.asked["noise"].double()
+
+    def answer(x_t, t, among):
+        weight = torch.stack([(-(x_t - (1 - t) * one).square().sum() / (2 * t**2)).exp() for one in among])
+        return (weight[:, None] * among).sum(0) / weight.sum()
+
+    for g, t in enumerate(found.group.t.double()):
+        for i in range(32):
+            x_t = (1 - t) * q[g, i] + t * eps[g, i]
+            fake = answer(x_t, t, torch.cat([q[g, :i], q[g, i + 1:]]))
+            target = answer(x_t, t, real[g])
+            slope = (fake - target) / (q[g, i] - target).abs().mean() / 2               # the mean over D = 2 elements
+            assert torch.allclose(found.slope[g, i].double(), slope, rtol=1e-3, atol=1e-5)
+
+
+def test_positives_of_the_teacher_are_its_samples(tmp_path):
+    far = Tensors(points().x + 50, points().y, ["a", "b"], "far")
+    taught = FlowMatching.Settings(**{**PLAIN, "out": tmp_path / "flow", "steps": 2, "batch": 16})
+    flow = start(FlowMatching, taught, "flow", {"data": far}, Silent())
+    mine = {"teacher": str(flow), "positives": "teacher", "teacher_samples": 600, "batch": 64, "support": 16}
+    settings = Drifting.Settings(**{k: v for k, v in PLAIN.items() if k not in ("width", "depth")}, **mine)
+    recipe = Drifting(settings, **Drifting.prepare(settings, {"data": far}, lambda text: None))
+    drawn = stillroom.load(flow).sample(600, seed_of(0, "positives"))                   # of classes 0, 1, 0, 1, ...
+    for label, positives in zip((found := Step(recipe, generated())).group.label, found.asked["real"], strict=True):
+        assert (positives[:, None] == drawn[int(label)::2]).all(2).any(1).all()
+        assert float(torch.cdist(positives, far.x).amin()) > 10
+
+
+def test_groups_without_a_class_are_asked_as_any_and_meet_any_and_are_not_guided():
+    data = Tensors(points().x + 20 * points().y[:, None], points().y, ["a", "b"], "apart")
+    recipe = made(data, drop=0.5, strongest=3.0, plain=0.0, support=32)
+    assert recipe.student.unlabelled
+    dropped = 0
+    for step in range(30):
+        found = Step(recipe, generated(), step)
+        group, real = found.group, found.asked["real"]
+        assert torch.equal(found.asked["y"], group.label.repeat_interleave(32))
+        for label, w, x in zip(group.label.tolist(), group.w.tolist(), real, strict=True):
+            high = int((x.mean(1) > 10).sum())
+            assert (w == 1) == (label == 2)
+            assert 4 < high < 28 if label == 2 else high == (0, 32)[label]
+            dropped += label == 2
+        assert sorted(group.label.tolist()) in ([0, 1], [0, 2], [1, 2], [2, 2])
+    assert 18 <= dropped <= 42
+    assert all(2 not in made(data, drop=0.0).draw_groups(turn_at(step)).label for step in range(9))
+
+
+def test_coverage_is_what_anchors_miss_of_each_other_among_samples_of_their_class():
+    recipe, x = made(points(), coverage=3.0), 0.2 * generated()
+    found = Step(recipe, x)
+    terms = []
+    for q, a in zip(x.view(2, 32, 2), found.asked["real"], strict=True):
+        far = [[float((one - two).norm()) for two in a] for one in a]
+        apart = sorted(far[i][j] for i in range(16) for j in range(16) if i != j)
+        h = apart[(len(apart) - 1) // 2]
+        for i in range(16):
+            own = sum(math.exp(-(far[i][j] / h) ** 2 / 2) for j in range(16) if j != i) / 15
+            theirs = sum(math.exp(-(float((a[i] - one).norm()) / h) ** 2 / 2) for one in q) / 32
+            terms.append(max(0.0, 0.5 * own - theirs))
+    assert min(sum(terms[:16]), sum(terms[16:])) > 0
+    assert found.losses["coverage"].tolist() == pytest.approx([3 * sum(terms[:16]) / 16, 3 * sum(terms[16:]) / 16],
+                                                              rel=1e-4)
+
+
+def test_automatic_temperatures_are_those_of_a_class_spread():
+    """One class spreads in eight dimensions, one in two, far apart: five on the mean, about one over all."""
+    x = torch.randn(1200, 8, generator=torch.Generator().manual_seed(0))
+    y = torch.arange(1200) % 2
+    x[y == 1, 2:] *= 1e-3
+    x[:, 0] += 100 * y
+    recipe = made(Tensors(x, y, ["wide", "narrow"], "two"), field=Field(temperatures=()), support=16)
+    expected = [1 / math.sqrt(2 * 5 * math.log(16 / heard)) for heard in (2, 4, 12.8)]      # two at the least
+    assert list(recipe.temperatures) == pytest.approx(expected, rel=0.03)
+    assert recipe.form["temperatures"] == recipe.temperatures == tuple(recipe.product().card["temperatures"])
