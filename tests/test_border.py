@@ -63,7 +63,7 @@ def says(line: str, pattern: str) -> bool:
     ("distill nowhere.py:Mine", "nowhere.py: no such file; give FILE.py:CLASS"),
     ("distill mine.py", "mine.py: name the class in the file too: stillroom distill mine.py:CLASS"),
     ("distill a:b", "no recipe is called 'a:b'..."),
-    ("train flow", "stillroom train flow: --out, --data, --size must be given; see stillroom train flow --help"),
+    ("train flow", "stillroom train flow: --out, --data must be given; see stillroom train flow --help"),
     ("train flow --config", "--config needs a value"),
     ("train flow --config nowhere.toml", "nowhere.toml: no such settings file"),
     ("recipes x", "usage: stillroom recipes ..."), ("env x", "usage: stillroom env"),
@@ -77,7 +77,8 @@ def test_words_that_are_not_understood(words, line):
 @pytest.mark.parametrize(("flags", "line"), [
     ("--stepz 3", "--stepz is not a setting; did you mean '--steps'?"),
     ("--model.lrr 3", "--model.lrr is not a setting; did you mean '--model.lr'?"),
-    ("--size eight", "Error parsing --size: invalid literal for int..."),
+    ("--batch eight", "Error parsing --batch: invalid literal for int..."),
+    ("--size eight", "Error parsing --size: no type matching {None}|INT could be instantiated from ['eight']."),
     ("--width", "Missing value for argument '--width'. Expected 1 values."),
     ("--precision float16", "invalid choice 'float16' for argument '--precision'. Expected one of ..."),
     ("--track nosuch", "invalid choice 'nosuch' for argument '--track'..."),

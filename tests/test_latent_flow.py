@@ -1,19 +1,25 @@
 """`train flow --codec`: a flow of a codec's latents in one command, the same as by way of a store."""
 
 import json
+import tomllib
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from stillroom.cli.main import main
+from stillroom.data import Batch, Encoding, LatentSpace, write_latents
+from stillroom.recipes import find
+from stillroom.settings import from_mapping
+from stillroom.train.run import sources_of
 
 NET = ["--net", "dit", "--width", "16", "--depth", "1", "--patch", "1", "--steps", "6", "--batch", "16", "--size", "8",
        "--precision", "float32"]
 
 
 def stillroom(*words):
-    return main([str(w) for w in words])
+    return main(" ".join(map(str, words)).split())
 
 
 @pytest.fixture(scope="module")
@@ -56,3 +62,63 @@ def test_what_cannot_be_encoded_is_refused(runs, capsys, more, said):
     assert stillroom("train", "flow", *NET, "--codec", "bundled", *more, "--out", runs / "no") == 2
     assert said in capsys.readouterr().err and not (runs / "no").exists()
 
+
+@pytest.fixture
+def store(tmp_path, monkeypatch):
+    """latents/, of two kinds of pictures of 16 pixels a side."""
+    monkeypatch.chdir(tmp_path)
+    y = torch.arange(128) % 2
+    z = (2.0 * y - 1)[:, None, None, None] + 0.1 * torch.randn(128, 2, 2, 2, generator=torch.Generator().manual_seed(0))
+    made = Encoding(LatentSpace(2, 8, (0.0, 0.0), (1.0, 1.0)), "codec", "centre 16")
+    write_latents(tmp_path / "latents", [Batch(z, y)], made, ["a", "b"])
+
+
+FEW = "--batch 16 --precision float32 --quiet"
+
+
+def test_a_store_has_a_size_of_its_own(store, capsys):
+    flow = "train flow --data latents/ --out runs/teacher"
+    dit = "--net dit --width 16 --depth 1 --patch 1 --steps 60 --model.lr 1e-2 --model.warmup 5 --average 0.9"
+    for size in (99, 15):
+        assert stillroom(flow, dit, FEW, "--size", size) == 2
+        said = f"latents: holds latents of pictures of 16 pixels a side, 2 a side themselves, and the size is {size}"
+        assert said in capsys.readouterr().err
+    assert stillroom(flow, dit, FEW, "--plan", "--size", 16) == 0
+    assert stillroom(flow, dit, FEW) == 0
+    assert "size" not in tomllib.loads(Path("runs/teacher/settings.toml").read_text())
+    drift = "distill drifting --teacher runs/teacher --data latents/ --out runs/onestep"
+    assert stillroom(drift, "--steps", 2, "--groups", 4, FEW) == 0
+    assert stillroom("resume runs/onestep") == 0
+
+
+def test_a_run_of_a_codec_says_at_which_size_pictures_are_cached(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    small = "--size 16 --crop centre --factor 4 --channels 2 --params 4000 --decoder-params 4000 --steps 1"
+    assert stillroom("train codec --data digits --out codec", small, FEW) == 0
+    for given, size in ("", 16), ("--size 8", 8):
+        assert stillroom("cache --codec codec --data digits --out", f"latents-{size}", given) == 0
+        assert json.loads(Path(f"latents-{size}/latents.json").read_text())["crop"] == f"centre {size}"
+
+
+@pytest.mark.parametrize("words", ["--data leaves", "--data photos", "--data pictures", "--data 0.5*leaves+digits",
+                                   "--data leaves --codec bundled", "--data leaves --plan"])
+def test_pictures_are_asked_for_their_size(tmp_path, monkeypatch, capsys, words):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pictures").mkdir()     # told before it is read
+    assert stillroom("train flow", words, "--out", "run") == 2
+    assert "say how large its pictures shall be: --size PIXELS" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("words", "said"), [
+    ("cache --codec bundled --data leaves", "leaves: say how large its pictures shall be: --size PIXELS"),
+    ("train codec --data leaves --size 0", "size: 0 must be at least 1"),       # restated there, within its limits
+])
+def test_sizes_that_cannot_be(tmp_path, capsys, words, said):
+    assert stillroom(words, "--out", tmp_path / "out") == 2
+    assert said in capsys.readouterr().err
+
+
+def test_settings_of_before_that_say_no_size_are_read():
+    of_before = from_mapping(find("dmd").Settings, {"out": "o", "teacher": "t", "data": "digits", "size": 0}, "file")
+    assert sources_of(find("dmd"), of_before, None)["data"].shape == (1, 8, 8)

@@ -1,6 +1,7 @@
 """`stillroom cache --codec CODEC`: a whole data set to a store of latents. Killed, the same command goes on.
 `stillroom cache --prompts FILE`: the text embeddings of prompts, for a text-to-image teacher."""
 
+import dataclasses
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,8 @@ then a student's --prompts FOLDER."""
 
 @dataclass(frozen=True, kw_only=True)
 class Settings(Images):
+    size: Count | None = None
+    """Pixels a side of the squares; those that the codec's run learned from, unless given."""
     codec: Where
     """`bundled`, a run or product, a TAESD weight file, a diffusers folder, or a hub id."""
     out: Path
@@ -54,6 +57,7 @@ def run(word: str, arguments: list[str]) -> int:
     from stillroom.data import open_source, unreadable
     from stillroom.train.world import pick_device
 
+    settings = dataclasses.replace(settings, size=settings.size or size_of(settings.codec))
     source = open_source(settings)
 
     def told(done: int) -> None:
@@ -66,6 +70,15 @@ def run(word: str, arguments: list[str]) -> int:
         print(replaced, file=sys.stderr)
     print(f"{folder}  {len(source)} pictures")  # pyright: ignore[reportArgumentType]
     return 0
+
+
+def size_of(codec: str) -> int | None:
+    """Pixels a side of the squares that its run learned from."""
+    from stillroom.settings.files import read_json
+    from stillroom.train.product import product_folder
+    from stillroom.train.teacher import is_ours
+
+    return read_json(product_folder(codec) / "product.json")["card"].get("size") if is_ours(Path(codec)) else None
 
 
 def run_prompts(arguments: list[str]) -> int:

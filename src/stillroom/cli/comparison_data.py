@@ -65,10 +65,8 @@ def told(part: Part) -> str:
 
 def pictures_of(settings: "Settings") -> tuple[Part, Part, str]:
     """What is learned from, what is judged on, and how they became squares."""
-    size = settings.size or (8 if settings.data.partition(":")[0] == "digits" else None)
-    if size is None:
-        raise Refusal(f"{settings.data}: say how large its pictures shall be: --size PIXELS")
-    source = opened_source(settings, settings.data, size)
+    source = opened_source(settings, settings.data, settings.size)
+    size = source.shape[-1]
     heldout = settings.heldout or test_split_of(settings.data)
     if heldout is None:
         rows, aside = halves(len(source), settings.n, settings.seed)
@@ -90,7 +88,7 @@ def shuffled(source: Source, seed: int) -> Tensor:
     return torch.randperm(len(source), generator=torch.Generator().manual_seed(seed))
 
 
-def opened_source(settings: "Settings", spec: str, size: int) -> Source:
+def opened_source(settings: "Settings", spec: str, size: int | None) -> Source:
     s = settings
     source = open_source(Images(data=spec, size=size, crop=s.crop, shrink=s.shrink, bad_share=s.bad_share))
     if not isinstance(source, Source):

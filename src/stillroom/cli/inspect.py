@@ -127,10 +127,6 @@ def subject_at(place: str, settings: Settings, device) -> Subject:
         return drawn(place, kind, settings, device)
     if kind != "data":
         raise Refusal(f"{place}: a product of kind {kind!r} is no space; give a codec, a flow, a generator or data")
-    from stillroom.data.latents import INDEX
-
-    if settings.size is None and place.partition(":")[0] != "digits" and not (Path(place) / INDEX).exists():
-        raise Refusal(f"{place}: say how large its pictures shall be: --size PIXELS")
     source, (x, y) = sampled(place, settings)
     encoding = getattr(source, "encoding", None)
     what = "pixels" if encoding is None else "latents"
@@ -178,7 +174,7 @@ def sampled(spec: str, settings: Settings) -> "tuple[Source | Stream, Batch]":
     from stillroom.data import Source, open_source, sample
     from stillroom.settings import Images
 
-    source = open_source(Images(data=spec, size=settings.size or 8))
+    source = open_source(Images(data=spec, size=settings.size))
     n = min(settings.n, len(source)) if isinstance(source, Source) else settings.n
     if n < FEWEST:
         raise Refusal(f"{source.name}: {n} samples are too few to say anything of a space; give {FEWEST} or more")

@@ -26,9 +26,10 @@ def write_store(folder: Path, codec: Codec, source: Source | Stream, images: Ima
         raise Refusal("a store holds each picture once: leave out --crop and --flip")
     if getattr(source, "encoding", None) is not None:
         raise Refusal(f"{source.name}: holds latents already; leave out --codec")
-    if images.size % codec.space.factor:
-        raise Refusal(f"size {images.size} is no multiple of {codec.space.factor}, the pixels that a latent spans")
-    encoding = Encoding(codec.space, fingerprint(codec), f"centre {images.size}")
+    size = source.shape[-1]
+    if size % codec.space.factor:
+        raise Refusal(f"size {size} is no multiple of {codec.space.factor}, the pixels that a latent spans")
+    encoding = Encoding(codec.space, fingerprint(codec), f"centre {size}")
     return write_latents(folder, lambda start: _encoded(codec, source, start, batch, told, note), encoding,
                          source.classes, named(source), max(LEAST, len(source) // SHARDS))
 

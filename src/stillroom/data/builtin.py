@@ -126,7 +126,10 @@ def every_fifth(y: Tensor) -> Tensor:
     return rank % 5 == 4
 
 
-def digits(size: int = 8, split: str = "train") -> Tensors:
+WIDTH = 8                   # of a digit, in pixels
+
+
+def digits(size: int = WIDTH, split: str = "train") -> Tensors:
     """1,797 handwritten digits, one grey channel. Every fifth of each class is the test set."""
     from sklearn.datasets import load_digits
 
@@ -134,6 +137,6 @@ def digits(size: int = 8, split: str = "train") -> Tensors:
     x, y = torch.from_numpy(data.images).float()[:, None] / 8 - 1, torch.from_numpy(data.target).long()
     chosen = every_fifth(y) == (split == "test")
     x = x[chosen]
-    if size != 8:
+    if size != WIDTH:
         x = functional.interpolate(x, (size, size), mode="bicubic", antialias=True, align_corners=False).clamp(-1, 1)
     return Tensors(x, y[chosen], [str(c) for c in range(10)], name=f"digits:{split}")

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,7 +69,13 @@ class Encoding:
 
     space: LatentSpace
     codec: str                          # hash of the codec
-    crop: str                           # how pictures became squares, in words
+    crop: str                           # how pictures became squares, in words: `centre 32`
+
+    @property
+    def size(self) -> int | None:
+        """Pixels a side of the squares, where the words say it."""
+        number = re.search(r"\d+", self.crop)
+        return int(number[0]) if number else None
 
     def differences(self, other: "Encoding") -> str:
         """`codec 'a' is not 'b'` for every field that differs."""

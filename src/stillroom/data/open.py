@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from stillroom.data.batch import Source, Stream
-from stillroom.data.builtin import ALL_SCALES, Photos, digits
+from stillroom.data.builtin import ALL_SCALES, WIDTH, Photos, digits
 from stillroom.data.images import ImageTable
 from stillroom.data.latents import INDEX, Encoding, Latents
 from stillroom.data.mixed import Mixed, mixture
@@ -24,7 +24,7 @@ def open_source(settings: Images, expect: Encoding | None = None) -> Source | St
 
     `expect` is how latents must have been made, where a codec is known.
     """
-    if settings.size < 1 or not 0 <= settings.bad_share <= 1:
+    if (settings.size is not None and settings.size < 1) or not 0 <= settings.bad_share <= 1:
         raise Refusal(f"size {settings.size} must be at least 1 and bad_share {settings.bad_share} between 0 and 1")
     least, most = settings.shrink
     if not 0 < least <= most:
@@ -63,16 +63,31 @@ def _open(spec: str, settings: Images, expect: Encoding | None) -> Source | Stre
     name, split = parted(spec)
     if name in BUILTIN:
         return _builtin(name, split_of(name, split), settings)
+    if store := store_at(spec):
+        return _latents(store, settings, expect)
+    how = {"size": size_of(spec, settings), "crop": settings.crop, "flip": settings.flip,
+           "bad_share": settings.bad_share, "shrink": settings.shrink}     # asked before much is read
     where = placed(spec)
-    how = {"size": settings.size, "crop": settings.crop, "flip": settings.flip, "bad_share": settings.bad_share,
-           "shrink": settings.shrink}
-    if isinstance(where, Rows):
-        return ImageTable(where, **how)
-    if isinstance(where, Tars):
-        return TarStream(where.files, **how, name=where.name)
+    assert not isinstance(where, Path)
+    return TarStream(where.files, **how, name=where.name) if isinstance(where, Tars) else ImageTable(where, **how)
+
+
+def size_of(spec: str, settings: Images) -> int:
+    """Of the squares that pictures become, which could be any."""
+    if settings.size is None:
+        raise Refusal(f"{spec}: say how large its pictures shall be: --size PIXELS")
+    return settings.size
+
+
+def _latents(folder: Path, settings: Images, expect: Encoding | None) -> Latents:
     if settings.flip or settings.crop != "centre":
-        raise Refusal(f"{where}: latents were cropped when they were written; leave out flip and crop")
-    return Latents(where, expect)
+        raise Refusal(f"{folder}: latents were cropped when they were written; leave out flip and crop")
+    store = Latents(folder, expect)
+    pixels, side = store.encoding.size, store.shape[-1]
+    if pixels and settings.size not in (None, pixels, side):
+        raise Refusal(f"{folder}: holds latents of pictures of {pixels} pixels a side, {side} a side themselves, and "
+                      f"the size is {settings.size}; leave it out, or give other data")
+    return store
 
 
 def split_of(name: str, split: str | None) -> str:
@@ -84,14 +99,14 @@ def split_of(name: str, split: str | None) -> str:
 def _builtin(name: str, split: str, settings: Images) -> Source:
     law = settings.shrink if settings.crop == "shrink" else None
     if name == "photos":
-        return Photos(settings.size, split, flip=settings.flip, shrink=law or ALL_SCALES)
+        return Photos(size_of(name, settings), split, flip=settings.flip, shrink=law or ALL_SCALES)
     if name in KINDS:
-        return Scenes(name, settings.size, split=split, flip=settings.flip, shrink=law)
+        return Scenes(name, size_of(name, settings), split=split, flip=settings.flip, shrink=law)
     if law:
-        raise Refusal("digits: they are shown whole, 8 pixels wide; give --crop centre")
+        raise Refusal(f"digits: they are shown whole, {WIDTH} pixels wide; give --crop centre")
     if settings.flip:
         raise Refusal("digits: a mirrored digit is another sign; leave out flip")
-    return digits(settings.size, split)
+    return digits(WIDTH if settings.size is None else settings.size, split)
 
 
 class Tars(NamedTuple):
@@ -101,10 +116,7 @@ class Tars(NamedTuple):
 
 def placed(spec: str) -> Rows | Tars | Path:
     """What lies at a path: pictures by number, pictures in tars, or the folder of a latent store."""
-    name, split = parted(spec)
-    path = expanded(name)
-    if not name or not path.exists():
-        raise Refusal(f"data {name!r}: no such file or folder, and no builtin of that name{nearest(name, BUILTIN)}")
+    path, split = within(spec)
     if path.is_file():
         if split not in (None, "train"):
             raise Refusal(f"{path}: a single file has no split {split!r}")
@@ -114,13 +126,10 @@ def placed(spec: str) -> Rows | Tars | Path:
             return Tars([path], str(path))
         hint = "give the folder it lies in" if path.suffix.lower() in SUFFIXES else "give a folder, .parquet or .tar"
         raise Refusal(f"{path}: a file of this kind is not a data set; {hint}")
-    if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
+    if is_saved(path):
         return saved(path, split or "train")
-    path, split = _descend(path, split)
-    if (path / INDEX).exists() or any(path.glob("latents-*.safetensors")):
-        if split not in (None, "train"):
-            raise Refusal(f"{path}: a store of latents has no split {split!r}; cache that split by itself")
-        return path
+    if store := store_at(spec):
+        return store
     for ending in ("parquet", "tar"):
         found = sorted(p for p in path.glob(f"*.{ending}") if not p.name.startswith("."))
         found = found or sorted(path.glob(f"data/*.{ending}"))      # how the hub lays out a repository
@@ -131,6 +140,30 @@ def placed(spec: str) -> Rows | Tars | Path:
     if split not in (None, "train"):
         raise Refusal(f"{path}: has no split {split!r}: no subfolder or file is named so")
     return folder(path)
+
+
+def store_at(spec: str) -> Path | None:
+    """The folder of a latent store, if there is one."""
+    path, split = within(spec)
+    if not path.is_dir() or not ((path / INDEX).exists() or any(path.glob("latents-*.safetensors"))):
+        return None
+    if split not in (None, "train"):
+        raise Refusal(f"{path}: a store of latents has no split {split!r}; cache that split by itself")
+    return path
+
+
+def within(spec: str) -> tuple[Path, str | None]:
+    """The file or folder that is meant, and the split that is still to be looked for in it."""
+    name, split = parted(spec)
+    path = expanded(name)
+    if not name or not path.exists():
+        raise Refusal(f"data {name!r}: no such file or folder, and no builtin of that name{nearest(name, BUILTIN)}")
+    return (path, split) if path.is_file() or is_saved(path) else _descend(path, split)
+
+
+def is_saved(folder: Path) -> bool:
+    """By `save_to_disk` of `datasets`."""
+    return (folder / "dataset_dict.json").exists() or (folder / "state.json").exists()
 
 
 def _descend(path: Path, split: str | None) -> tuple[Path, str | None]:

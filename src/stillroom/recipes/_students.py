@@ -62,8 +62,8 @@ class WithData(Student, Images):
     """Of a student that is better off with data, and takes samples of its teacher for them where there are none."""
 
     data: Where = "none"
-    size: Natural = 0   # pyright: ignore[reportGeneralTypeIssues]
-    """Pixels a side of the data; to be given with them."""
+    size: Natural | None = None     # runs of before have 0 in their settings where none was given
+    """Pixels a side of the squares. Latent stores and digits have a size of their own."""
     teacher_samples: Count = 5000
     """Drawn once, in the place of data."""
 

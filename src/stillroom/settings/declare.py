@@ -63,7 +63,8 @@ class Images:
     data: Where
     """A folder, a parquet file, a tar, a latent store, or one of: digits, shapes, leaves, photos. Several are mixed by
     `photos+leaves`, or by weight: `0.7*photos+0.3*leaves`."""
-    size: Count
+    size: Count | None = None
+    """Pixels a side of the squares. Latent stores and digits have a size of their own."""
     crop: Literal["centre", "random", "shrink"] = "centre"
     """centre and random scale the shorter side to `size` first. shrink takes a random square of the original and
     shrinks it to `size`: the resolution that is trained on is then drawn too."""

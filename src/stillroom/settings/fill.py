@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, TypeVar, Union
 import tomli_w
 
 from stillroom.settings.errors import Refusal, nearest
-from stillroom.settings.limits import Within, hints_of
+from stillroom.settings.limits import Within, but_for_none, hints_of
 
 T = TypeVar("T")
 
@@ -82,7 +82,7 @@ def _fit(hint: Any, value: Any, where: str, default: Any = dataclasses.MISSING) 
     if origin in (Union, types.UnionType):
         if value is None and type(None) in arguments:
             return None
-        return _fit(next(a for a in arguments if a is not type(None)), value, where)
+        return _fit(but_for_none(hint), value, where)
     if origin is tuple:
         return _fit_tuple(arguments, value, where)
     if hint is float and isinstance(value, int | float) and not isinstance(value, bool):

@@ -1,5 +1,6 @@
 """Limits of a setting, declared with its type: `steps: Count = 100`. Every way in to the settings keeps them."""
 
+import types
 import typing
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,11 +61,19 @@ def places_of(cls: type) -> dict[str, Place]:
 
 
 def hints_of(cls: type) -> dict[str, Any]:
-    """The fields' types, with limits. A recipe that restates `steps: int = 5000` keeps the limit of `Run.steps`."""
+    """The fields' types, with limits. A recipe that restates `steps: int = 5000` keeps the limit of `Run.steps`; one
+    that restates `size: int = 64` keeps that of `Images.size`, which may be None."""
     hints: dict[str, Any] = {}
     for base in reversed(cls.__mro__):
         for name, hint in typing.get_type_hints(base, include_extras=True).items():
-            limited = hints.get(name)
-            if typing.get_origin(limited) is not Annotated or typing.get_args(limited)[0] != hint:
-                hints[name] = hint
+            limited = but_for_none(hints.get(name))
+            restated = typing.get_origin(limited) is Annotated and typing.get_args(limited)[0] == hint
+            hints[name] = limited if restated else hint
     return hints
+
+
+def but_for_none(hint: Any) -> Any:
+    """`X` of `X | None`; another type as it is."""
+    if typing.get_origin(hint) not in (typing.Union, types.UnionType):
+        return hint
+    return next(a for a in typing.get_args(hint) if a is not type(None))

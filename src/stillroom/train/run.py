@@ -45,9 +45,8 @@ def sources_of(make: Make, settings: Run, given: Mapping[str, Any] | None) -> di
         elif getattr(settings, name, "") == NOTHING:
             continue
         elif isinstance(settings, Images):
-            if settings.size < 1:
-                raise Refusal(f"size is missing: give the pixels a side of {getattr(settings, name)}, --size 32")
-            out[name] = open_source(dataclasses.replace(settings, data=getattr(settings, name)))
+            place, size = getattr(settings, name), settings.size or None
+            out[name] = open_source(dataclasses.replace(settings, data=place, size=size))
         else:
             raise Refusal(f"input {name!r} is missing: give it, or extend settings.Images to open it by path")
     return out
