@@ -136,7 +136,7 @@ def test_the_same_prompts_again_are_left_and_others_refused(home, tmp_path):
     assert files(tmp_path / "p") == ["prompts.json", "prompts.safetensors"]
     assert stillroom(*words, tmp_path / "a.txt", "--batch 1").code == 0
     assert (tmp_path / "p/prompts.safetensors").stat().st_mtime_ns == before
-    assert "exists already" in refused(*words, prompts_file(tmp_path / "b.txt", ["another"]))
+    assert "exists already; choose a new folder" in refused(*words, prompts_file(tmp_path / "b.txt", ["another"]))
     # by ones, the same numbers
     cache_prompts(tmp_path / "a.txt", str(home / "sd"), 64, tmp_path / "q", batch=1)
     a, b = (open_prompts(tmp_path / name)[1]["embeddings"] for name in "pq")

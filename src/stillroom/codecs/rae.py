@@ -26,6 +26,7 @@ from stillroom.nets.folders import UNBUILDABLE, folder_weights, read_json, under
 from stillroom.nets.vit import ViTDecoder
 from stillroom.nets.weights import require_same
 from stillroom.settings import Refusal
+from stillroom.settings.files import new_folder
 
 EPSILON = 1e-5
 """Added to a measured variance: a channel that never moves is divided by 0.003 and not by 0."""
@@ -256,7 +257,6 @@ def to_diffusers_rae(codec: Codec, folder: Path | str, card: Mapping[str, Any] |
     from diffusers.models.autoencoders.autoencoder_rae import AutoencoderRAE
 
     from stillroom.codecs.export.card import write_card
-    from stillroom.codecs.export.place import new_folder
 
     (encoder, decoder), config = _nets(codec), _config(codec)
     try:

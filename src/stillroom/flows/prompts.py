@@ -18,13 +18,13 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from stillroom.codecs.export.place import new_folder
 from stillroom.codecs.tokens import quiet, transformers
 from stillroom.flows.families import Family, family_of, latents_of, model_config
 from stillroom.nets.build import buildable
 from stillroom.nets.folders import built, local_folder, read_json, understood
 from stillroom.nets.weights import read_weights
 from stillroom.settings import Refusal
+from stillroom.settings.files import new_folder
 
 INDEX, TABLE, FORMAT = "prompts.json", "prompts.safetensors", 1
 WANTED = ("model_index.json", "*/config.json", "scheduler/*", "tokenizer*/*", "text_encoder*/*")

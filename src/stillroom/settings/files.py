@@ -80,6 +80,16 @@ def folder_written_atomically(path: Path) -> Iterator[Path]:
         raise
 
 
+@contextmanager
+def new_folder(folder: Path | str) -> Iterator[Path]:
+    """A folder to fill, where there is none yet or an empty one."""
+    folder = Path(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise Refusal(f"{folder} exists already; choose a new folder")
+    with folder_written_atomically(folder) as new:
+        yield new
+
+
 def _is_disk(error: BaseException) -> bool:
     # safetensors reports a full disk as its own error, with the system's words in the text
     return isinstance(error, OSError) or type(error).__name__ == "SafetensorError"

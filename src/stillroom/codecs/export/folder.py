@@ -12,12 +12,13 @@ from typing import Any
 
 from stillroom.codecs.codec import Codec
 from stillroom.codecs.export.card import write_card
+from stillroom.codecs.export.equal import require_equal
 from stillroom.codecs.export.layout import fits_tiny, tiny_config, tiny_weights
-from stillroom.codecs.export.place import new_folder, require_equal
 from stillroom.codecs.export.source import standalone
 from stillroom.codecs.tiles import margins
 from stillroom.nets.build import describe
 from stillroom.settings import Refusal
+from stillroom.settings.files import new_folder
 
 Card = Mapping[str, Any]
 Rows = Sequence[Mapping[str, Any]]

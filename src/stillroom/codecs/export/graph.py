@@ -11,8 +11,8 @@ from torch.export import Dim
 
 from stillroom.codecs.codec import Codec
 from stillroom.codecs.export.card import write_card
-from stillroom.codecs.export.place import new_folder
 from stillroom.settings import Refusal
+from stillroom.settings.files import new_folder
 
 TOLERANCE = 1e-4        # of the answers' range
 SNIPPET = """

@@ -15,10 +15,11 @@ from torch import Tensor
 
 from stillroom.codecs.codec import Codec
 from stillroom.codecs.export.card import write_card
-from stillroom.codecs.export.place import new_folder, require_equal
+from stillroom.codecs.export.equal import require_equal
 from stillroom.data import LatentSpace
 from stillroom.nets.coding import Decoder, Encoder
 from stillroom.settings import Refusal
+from stillroom.settings.files import new_folder
 
 COMFY = {"taesd": (4, 0.18215), "taesdxl": (4, 0.13025), "taesd3": (16, 1.5305), "taef1": (16, 0.3611)}
 """Names of ComfyUI's pairs: the latents' channels, and the scaling that gives them a deviation of about 1."""

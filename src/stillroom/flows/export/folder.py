@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from stillroom.codecs.export.place import new_folder
 from stillroom.flows.export.card import Told, write_card
 from stillroom.flows.export.pipelines import Kind, bare_pipeline, difference, hushed, kind_of, network
 from stillroom.flows.export.schedulers import Steps, Student, steps_of, student_in
@@ -21,6 +20,7 @@ from stillroom.nets import Lora
 from stillroom.nets.folders import built, folder_weights, local_folder, read_json, understood
 from stillroom.nets.lora import adapters
 from stillroom.settings import Refusal
+from stillroom.settings.files import new_folder
 
 MOST = 0.05
 """Of a sample's norm: a pipeline that draws farther from the student is not the student."""

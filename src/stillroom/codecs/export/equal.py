@@ -1,15 +1,11 @@
-"""Where exports are written, and the check that what was written is the codec."""
+"""The check that what was written is the codec."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from stillroom.codecs.codec import Codec
-from stillroom.settings import Refusal
-from stillroom.settings.files import folder_written_atomically
 
 
 @torch.no_grad()
@@ -24,13 +20,3 @@ def require_equal(codec: Codec, encode: Callable[[Tensor], Tensor], decode: Call
         error = float((mine - theirs).abs().max() / (mine.max() - mine.min()).clamp(min=1e-12))
         if not error <= tolerance:
             raise RuntimeError(f"the written export's {name} differ from the codec's by {error:.2g} of their range")
-
-
-@contextmanager
-def new_folder(folder: Path | str) -> Iterator[Path]:
-    """Written beside, and named when it is whole."""
-    folder = Path(folder)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise Refusal(f"{folder} exists already; export to a new folder")
-    with folder_written_atomically(folder) as new:
-        yield new
