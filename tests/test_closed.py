@@ -1,13 +1,14 @@
 """Oracles of the closed forms: autograd, brute force, and integration on a grid."""
 
 import math
+from typing import get_args
 
 import pytest
 import torch
 
-from closed_forms import F64, draws, each_path, gaussian, mixture
-from stillroom.flows import Gaussian, Mixture
-from stillroom.paths import Cosine
+from closed_forms import F64, draws, each_path, gaussian, mixture, natively
+from stillroom.flows import AutoGuided, During, Gaussian, Guided, Mixture, Noised, Shaped
+from stillroom.paths import Cosine, Kind
 
 
 @each_path
@@ -139,3 +140,26 @@ def test_autocast_does_not_touch_closed_forms():
         with torch.autocast("cpu", torch.bfloat16):
             cast = denoiser.x0(x_t, t)
         assert torch.equal(cast, denoiser.x0(x_t, t))
+
+
+@each_path
+@pytest.mark.parametrize("make", [mixture, gaussian])
+def test_a_time_per_frame_is_that_time_for_the_frame(path, make):
+    exact = make(path)
+    x, t = 2 * draws(6, 5, 2 if make is mixture else 3), torch.linspace(0.05, 0.95, 30, dtype=F64).view(6, 5)
+    asked = [exact, Shaped(exact), natively(exact, "v"), Noised(exact, 0.3), AutoGuided(exact, make(path), 2.0)]
+    y = None
+    if make is mixture:
+        y = torch.tensor([0, 1, 2, 3, 0, 1])
+        asked += [Guided(exact, 2.0), During(Guided(exact, 2.0), exact, 0.2, 0.7)]
+    for denoiser in asked:
+        for kind in get_args(Kind):
+            each = torch.stack([denoiser.predict(kind, x[:, f], t[:, f], y) for f in range(5)], 1)
+            assert torch.allclose(denoiser.predict(kind, x, t, y), each, rtol=1e-10, atol=1e-12)
+    density = torch.stack([exact.log_density(x[:, f], t[:, f], y) for f in range(5)], 1)
+    assert torch.allclose(exact.log_density(x, t, y), density, rtol=1e-12)
+    with pytest.raises(ValueError, match=r"t has shape \(5, 6\): expected the leading shape of x_t \(6, 5,"):
+        exact(x, t.T)
+    if make is mixture:     # of as many frames as samples, times of samples would be taken for those of frames
+        with pytest.raises(ValueError, match="give a time for each"):
+            exact(x[:, [0, 1, 2, 3, 4, 0]], t[:, 0])

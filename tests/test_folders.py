@@ -250,8 +250,10 @@ def test_the_contract_of_nets(tmp_path):
     assert isinstance(net, DiffusersNet) and net.classes is None and not net.two_times
     with pytest.raises(ValueError, match="no labels"):
         net(x, t, torch.zeros(2, dtype=torch.long))
-    with pytest.raises(ValueError, match="one time"):
+    with pytest.raises(ValueError, match="takes one time"):
         net(x, t, r=t)
+    with pytest.raises(ValueError, match="expected one time per sample"):
+        net(x, t[:, None].expand(2, 3))
     asked = net(x, torch.zeros(2))  # before the first discrete time, the first is asked
     assert torch.equal(asked, net(x, torch.full((2,), 1e-3)))
 

@@ -396,8 +396,10 @@ def test_the_contract_of_nets(home):
     net = prompted(opened(home, "sd"))
     x, t = torch.randn(2, 4, 8, 8), torch.tensor([0.3, 0.9])
     assert isinstance(net, PromptedNet) and net.classes == 3 and not net.two_times
-    with pytest.raises(ValueError, match="one time"):
+    with pytest.raises(ValueError, match="takes one time"):
         net(x, t, r=t)
+    with pytest.raises(ValueError, match="expected one time per sample"):
+        net(x, t[:, None].expand(2, 3))
 
 
 def test_the_commands_of_the_page_run(home, tmp_path, monkeypatch):

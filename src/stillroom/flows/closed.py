@@ -22,6 +22,21 @@ def exact(forward):
     return without_autocast
 
 
+def framed(ask):
+    """Times [B, frames] of x_t [B, frames, ...]: every frame is asked as a sample, with the label of its own sample."""
+
+    @functools.wraps(ask)
+    def asked(self, x_t, t, y=None):
+        if t.ndim < 2:
+            return ask(self, x_t, t, y)
+        if t.shape != x_t.shape[: t.ndim]:
+            raise ValueError(f"t has shape {tuple(t.shape)}: expected the leading shape of x_t {tuple(x_t.shape)}")
+        labels = None if y is None else y.repeat_interleave(t[0].numel())
+        return ask(self, x_t.flatten(0, t.ndim - 1), t.flatten(), labels).unflatten(0, t.shape)
+
+    return asked
+
+
 @buildable
 class Gaussian(Denoises):
     """Data N(mean, covariance), flattened to [B, D]. E[x0 | x_t] = mean + a S (a^2 S + s^2)^-1 (x_t - a mean)."""
@@ -40,6 +55,7 @@ class Gaussian(Denoises):
             self.register_buffer(name, buffer)
 
     @exact
+    @framed
     def forward(self, x_t, t, y=None):
         c = self.path.over(t, x_t.flatten(1))
         deviation = (x_t.flatten(1) - c.alpha * self.mean) @ self.vectors  # [B, D], in the eigenbasis
@@ -47,7 +63,8 @@ class Gaussian(Denoises):
         gain = torch.where(variance > 0, c.alpha * self.values / variance, 0.0)
         return (self.mean + (gain * deviation) @ self.vectors.T).reshape(x_t.shape)
 
-    def log_density(self, x_t: Tensor, t: Tensor) -> Tensor:
+    @framed
+    def log_density(self, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
         c = self.path.over(t, x_t)
         variance = c.alpha**2 * self.values + c.sigma**2
         z2 = ((x_t - c.alpha * self.mean) @ self.vectors) ** 2 / variance
@@ -102,6 +119,9 @@ class Mixture(Denoises):
         |x - a mu|^2 is expanded, which costs digits that float32 has not: at t near 0 it is divided by little, and
         between components that differ by 1 in a log of thousands a softmax shall still choose.
         """
+        if x_t.ndim != 2:
+            raise ValueError(f"x_t has shape {tuple(x_t.shape)}: a mixture is of points, [B, D]; of frames, "
+                             "[B, frames, D], give a time for each")
         c = self.path.at(t)
         alpha, sigma = c.alpha.double()[:, None], c.sigma.double()[:, None]
         means, x = self.means.double(), x_t.double()
@@ -117,11 +137,13 @@ class Mixture(Denoises):
         """[B, K]: which components are of the class."""
         return (y[:, None] == self.labels) | (y[:, None] == self.classes)
 
+    @framed
     def log_density(self, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
         """Up to log p(y), a constant in x."""
         return self.log_joint(x_t, t, y).logsumexp(1).to(x_t.dtype)
 
     @exact
+    @framed
     def forward(self, x_t, t, y=None):
         responsibility = self.log_joint(x_t, t, y).softmax(1).to(x_t.dtype)
         c = self.path.at(t)
@@ -150,7 +172,7 @@ class Mixture(Denoises):
 
 @buildable
 class Shaped(Denoises):
-    """A denoiser of points [B, D], asked for [B, C, h, w] of as many numbers."""
+    """A denoiser of points [B, D], asked for [B, C, h, w] of as many numbers; or by frames, [B, frames, ...]."""
 
     def __init__(self, denoiser: Denoises):
         super().__init__()
@@ -158,4 +180,4 @@ class Shaped(Denoises):
         self.path, self.prediction, self.classes = denoiser.path, denoiser.prediction, denoiser.classes
 
     def forward(self, x_t, t, y=None):
-        return self.denoiser(x_t.flatten(1), t, y).reshape(x_t.shape)
+        return self.denoiser(x_t.flatten(t.ndim), t, y).reshape(x_t.shape)

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from stillroom.nets.build import buildable
 from stillroom.nets.lora import without_lora
-from stillroom.paths import Kind, Path, at_least_float32, convert
+from stillroom.paths import Kind, Path, at_least_float32, convert, expand
 from stillroom.settings import Refusal, nearest
 
 
@@ -203,8 +203,7 @@ class During(Denoises):
         within = (self.low <= t) & (t <= self.high)
         if bool(within.all()) or not bool(within.any()):     # as in every sampler: one is asked and not both
             return (self.inside if bool(within.all()) else self.outside)(x_t, t, y)
-        within = within.view(-1, *[1] * (x_t.ndim - 1))
-        return torch.where(within, self.inside(x_t, t, y), self.outside(x_t, t, y))
+        return torch.where(expand(within, x_t), self.inside(x_t, t, y), self.outside(x_t, t, y))
 
 
 def guided(denoiser: Denoises, scale: float, weak: Denoises | None = None,

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from stillroom.flows.denoiser import Denoiser
 from stillroom.flows.flow import Flow
 from stillroom.nets.build import buildable
+from stillroom.nets.embed import one_time_per_sample
 from stillroom.nets.folders import built, folder_weights, local_folder, read_json, understood
 from stillroom.nets.last import LAST, in_float32
 from stillroom.nets.weights import require_same
@@ -58,6 +59,7 @@ class DiffusersNet(nn.Module):
     def forward(self, x_t: Tensor, t: Tensor, y: Tensor | None = None, r: Tensor | None = None) -> Tensor:
         if r is not None:
             raise ValueError("a diffusers model takes one time: r was given")
+        one_time_per_sample(x_t, t)
         if y is not None and self.classes is None:
             raise ValueError("this diffusers model takes no labels")
         k = (t * self.scale + self.offset).clamp(min=0)

@@ -16,6 +16,7 @@ from stillroom.flows.flow import Flow
 from stillroom.flows.folders import flow_of, load_weights, scheduler_of
 from stillroom.flows.prompts import WANTED, Prompts, encoders_digest, open_prompts
 from stillroom.nets.build import buildable
+from stillroom.nets.embed import one_time_per_sample
 from stillroom.nets.folders import built, local_folder, understood
 from stillroom.nets.last import LAST, in_float32
 from stillroom.settings import Refusal
@@ -41,6 +42,7 @@ class PromptedNet(nn.Module):
     def forward(self, x_t: Tensor, t: Tensor, y: Tensor | None = None, r: Tensor | None = None) -> Tensor:
         if r is not None:
             raise ValueError("a diffusers model takes one time: r was given")
+        one_time_per_sample(x_t, t)
         y = torch.full((len(x_t),), self.classes, device=x_t.device) if y is None else y
         told = self.rows(y, x_t.dtype)
         k = (t * self.scale + self.offset).clamp(min=0)
