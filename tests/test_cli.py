@@ -323,6 +323,30 @@ def test_own_recipe_has_help_trains_reports_and_loads(tmp_path, monkeypatch):
     assert done.returncode == 2 and done.stderr == "stillroom: a product of kind 'number' is not drawn from\n"
 
 
+def test_a_product_of_an_own_recipe_is_loaded_from_python_by_what_its_refusal_says(tmp_path):
+    """In a new process, which knows nothing of the file; and which runs no file that it was not told to run."""
+    Path("mine.py").write_text(MINE)
+    assert stillroom("distill mine.py:Mine --out run --steps 2 --quiet") == (0, "", "")
+    Path("elsewhere").mkdir()
+    load_it = f"import stillroom; print(stillroom.load({str(tmp_path / 'run')!r}).x)"
+    done = python("-c", load_it, cwd="elsewhere")
+    last = done.stderr.strip().splitlines()[-1]
+    line = f"from stillroom.recipes import find; find('{tmp_path}/mine.py:Mine')"
+    assert done.returncode == 1
+    assert last.endswith(f"no buildable class is called 'mine:Number': import mine first, or: {line}")
+    weights = f"{load('run').x}\n"
+    for first, place in ((line, "elsewhere"), ("import mine", ".")):
+        done = python("-c", f"{first}; {load_it}", cwd=place)
+        assert (done.returncode, done.stdout) == (0, weights), done.stderr
+    written = Path("run/product/product.json")                  # as older versions named such classes
+    written.write_text(written.read_text().replace('"mine:', '"stillroom_user_mine:'))
+    done = python("-c", f"import mine; {load_it}")
+    assert (done.returncode, done.stdout) == (0, weights), done.stderr
+    shutil.move("run/product", "alone")
+    done = python("-c", "import stillroom; stillroom.load('alone')", cwd=".")
+    assert done.stderr.strip().endswith("no buildable class is called 'mine:Number': import mine first")
+
+
 def test_own_recipe_killed_and_resumed_from_elsewhere_is_the_run_never_killed(tmp_path, monkeypatch):
     slow = "from time import sleep\n" + MINE.replace("        noise =", "        sleep(0.02)\n        noise =")
     Path("mine.py").write_text(slow)

@@ -163,13 +163,13 @@ def test_a_codec_of_an_own_recipe_is_known_wherever_codecs_are_given(home, tmp_p
                 ["cache --codec run --size 16 --out store --data", home / "many"],
                 ["sweep run --teacher run --out swept --sizes 16 --scales 1 --data", home / "none"],
                 ["export run --to taesd --out exported"]]
-    monkeypatch.setitem(_known, "stillroom_user_mine:Half", half)     # as it is now, when all is done
+    monkeypatch.setitem(_known, "mine:Half", half)     # as it is now, when all is done
     for words in commands:
-        _known.pop("stillroom_user_mine:Half", None)
+        _known.pop("mine:Half", None)
         told = stillroom(*words)
         assert "no buildable class" not in told.err, words
         assert told.code == (2 if words[0].startswith(("sweep", "export")) else 0), told.err
-        assert "stillroom_user_mine:Half" in _known
+        assert "mine:Half" in _known
     assert package.load("run").encode(torch.zeros(1, 3, 4, 4)).shape == (1, 3, 4, 4)
 
 

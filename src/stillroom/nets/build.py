@@ -18,11 +18,19 @@ from torch import nn
 
 from stillroom.settings import Refusal, nearest
 
+USERS = "stillroom_user_"
+"""Before the name of a module that a user's file became."""
+
 _known: dict[str, type] = {}
 
 
+class NotImported(Refusal):
+    """Of a class whose module is not there, and is not ours to import."""
+
+
 def _name(cls: type) -> str:
-    return f"{cls.__module__}:{cls.__qualname__}"
+    """The same, whether the user's file was given as FILE.py:CLASS or imported under its own name."""
+    return f"{cls.__module__}:{cls.__qualname__}".removeprefix(USERS)
 
 
 def buildable(cls):
@@ -89,6 +97,7 @@ def build(description: Any) -> Any:
 def _find(name: str) -> type:
     """A buildable class by module and name. Only this package's own modules are imported for it: a file that is loaded
     must not choose what code runs."""
+    name = name.removeprefix(USERS)
     module = name.partition(":")[0]
     if module.split(".")[0] == "stillroom":
         try:
@@ -96,6 +105,8 @@ def _find(name: str) -> type:
         except ModuleNotFoundError:
             raise Refusal(f"no module is called {module!r}; was this made by a newer stillroom?") from None
     if name not in _known:
-        hint = nearest(name, _known) if module in sys.modules else f"; import {module} first"
-        raise Refusal(f"no buildable class is called {name!r}{hint}")
+        unknown = f"no buildable class is called {name!r}"
+        if not {module, USERS + module} & set(sys.modules):
+            raise NotImported(f"{unknown}: import {module} first")
+        raise Refusal(unknown + nearest(name, _known))
     return _known[name]

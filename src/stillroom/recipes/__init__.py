@@ -64,7 +64,9 @@ def _recipe_in(module, where: str) -> type:
 
 def module_of(path: Path) -> ModuleType:
     """A file of the user's."""
-    name = f"stillroom_user_{path.stem}"
+    from stillroom.nets.build import USERS
+
+    name = USERS + path.stem
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)

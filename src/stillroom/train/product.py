@@ -15,8 +15,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from stillroom.nets.build import build, describe
-from stillroom.settings import Refusal, nearest
+from stillroom.nets.build import NotImported, build, describe
+from stillroom.settings import Refusal, nearest, read_toml
 from stillroom.settings.files import folder_written_atomically, read_json, sha256, write_atomically
 from stillroom.train.checkpoint import fill, full, load_tensors, match_names
 from stillroom.train.recipe import Product, Ref
@@ -88,8 +88,18 @@ def load_product(path: Path | str) -> Product:
             for name, description in content["parts"].items()
         }
         return Product(content["kind"], parts, content["card"], base)
+    except NotImported as unknown:
+        raise Refusal(f"{folder}: {unknown}{own_file_of(folder)}") from None
     except (KeyError, TypeError) as error:
         raise Refusal(f"{folder}/product.json: not a product this stillroom understands: {error!r}") from None
+
+
+def own_file_of(folder: Path) -> str:
+    """What else makes a run's own classes known: the file of its recipe, as it recorded it. To be run by who says so:
+    no file is run because it is written in what is loaded."""
+    settings = folder.parent / "settings.toml"
+    recipe = str(read_toml(settings).get("recipe", "")) if settings.is_file() else ""
+    return f", or: from stillroom.recipes import find; find({recipe!r})" if ".py:" in recipe else ""
 
 
 def written_base(base: Ref, folder: Path) -> dict[str, str]:
