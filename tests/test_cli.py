@@ -25,6 +25,7 @@ from stillroom.recipes.tokenizer import Tokenizer
 from stillroom.settings import Place, read_toml
 from stillroom.train import load
 from stillroom.train.folder import read_rows
+from stillroom.train.world import World
 
 MINE = '''"""Learns one number.
 
@@ -251,6 +252,18 @@ def test_a_run_made_in_python_is_drawn_from_too(digits):
 
 
 # ---- what is printed ----
+
+
+def test_pictures_that_any_process_could_not_read_are_told(tmp_path, monkeypatch):
+    """Each knows what it read; what two of them say alike is said once."""
+    for i, x in enumerate(torch.randint(256, (24, 8, 8, 3), generator=torch.Generator().manual_seed(0))):
+        Image.fromarray(x.to(torch.uint8).numpy()).save(tmp_path / f"{i:02}.png")
+    (tmp_path / "07.png").write_bytes(b"")
+    monkeypatch.setattr(World, "each", lambda self, mine: [mine, ["of another process"], mine])
+    told = stillroom("train flow", TINY.replace("digits", str(tmp_path)), "--bad-share 0.1 --steps 6 --out run")
+    assert told.code == 0, told.err
+    lines = " ".join(told.err.split())
+    assert lines.count("others took their place") == 1 and lines.count("of another process") == 1
 
 
 def test_plan_says_the_cost_and_leaves_nothing(tmp_path):

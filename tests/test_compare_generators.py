@@ -290,6 +290,19 @@ def test_each_row_of_the_grid_is_of_one_noise(home, tmp_path):
     assert "digits:test" in found["about"]["fresh"]
 
 
+def test_pictures_that_could_not_be_read_are_told(home, tmp_path):
+    (tmp_path / "data").mkdir()
+    for i, x in enumerate(torch.randint(256, (50, 8, 8, 3), generator=torch.Generator().manual_seed(0))):
+        Image.fromarray(x.to(torch.uint8).numpy()).save(tmp_path / "data" / f"{i:02}.png")
+    (tmp_path / "data" / "07.png").write_bytes(b"")
+    told = compared(home / "colour", "--bad-share 0.1 --n 20 --quiet --out", tmp_path / "o", "--data",
+                    tmp_path / "data")
+    line = "1 of 50 pictures seen could not be read, and others took their place"
+    (note,) = [note for note in found_in(tmp_path / "o")["about"]["notes"] if line in note]
+    assert "07.png (empty)" in note and line in " ".join(told.split())
+    assert line in (tmp_path / "o" / "compare.html").read_text("utf-8")
+
+
 def test_a_teacher_that_is_named_stands_beside_them(home, tmp_path):
     compared(home / "grey", "--teacher", home / "pictures", "--teacher-steps 1 --data digits --n 40 --quiet",
              "--out", tmp_path)

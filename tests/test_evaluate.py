@@ -204,6 +204,19 @@ def photographs(folder, count, seed):
         Image.fromarray(each).save(folder / f"{i}.png")
 
 
+def test_pictures_that_could_not_be_read_are_told(tmp_path):
+    """Of the data; samples are what they are, and none stands for another."""
+    photographs(tmp_path / "data", 40, 0)
+    photographs(tmp_path / "made", 20, 1)
+    (tmp_path / "data" / "5.png").write_bytes(b"")
+    said, found = evaluated(tmp_path / "made", "--bad-share 0.1 --data", tmp_path / "data")
+    line = (f"{tmp_path}/data: 1 of 40 pictures seen could not be read, and others took their place: "
+            f"{tmp_path}/data/5.png (empty)")
+    assert found["notes"] == [line] and said.count(line) == 1
+    (tmp_path / "made" / "7.png").write_bytes(b"")
+    assert refused(tmp_path / "made", "--data digits") == f"stillroom: {tmp_path}/made/7.png: empty\n"
+
+
 def items(side):
     return {x.numpy().tobytes() for batch, _ in side.batches(None) for x in batch}
 

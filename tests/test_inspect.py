@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from command import TINY, stillroom
 from stillroom.cli import inspect
@@ -171,6 +172,22 @@ def test_pictures_and_points(tmp_path):
     assert stillroom(f"train flow {TINY} --steps 2 --sampler-steps 2 --quiet --out", run).code == 0
     assert "samples of a flow" in inspected(run, "--n 64 --flow-samples 8 --flow-steps 3")
     assert "Trajectories" in inspected("digits", "--flow", run, "--n 100 --flow-samples 8 --flow-steps 3")
+
+
+def test_pictures_that_could_not_be_read_are_told(tmp_path):
+    noise = torch.randint(256, (120, 8, 8, 3), generator=torch.Generator().manual_seed(0)).to(torch.uint8).numpy()
+    (tmp_path / "data").mkdir()
+    for i, each in enumerate(noise):
+        Image.fromarray(each).save(tmp_path / "data" / f"{i:03}.png")
+    (tmp_path / "data" / "007.png").write_bytes(b"")
+    codec = made(tmp_path / "codec", "codec", fit_klt(torch.rand(200, 3, 8, 8) * 2 - 1, 4, 3))
+    line = "1 of 120 pictures seen could not be read, and others took their place"
+    for words in ((tmp_path / "data",), (codec, "--data", tmp_path / "data")):
+        page = tmp_path / "page.html"
+        told = inspected(*words, "--size 8 --n 120 --out", page)
+        (note,) = json.loads(page.with_suffix(".json").read_text())["places"][0]["notes"]
+        assert line in note and "007.png (empty)" in note
+        assert line in " ".join(told.split()) and line in page.read_text()
 
 
 @pytest.mark.parametrize(("words", "reason"), [

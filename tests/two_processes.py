@@ -74,7 +74,8 @@ def run(case: str, out: Path, teacher: Path, shard: bool) -> Path:
 if __name__ == "__main__":
     out, how = Path(sys.argv[1]), sys.argv[2]
     if how == "recipes":
-        with open_world("cpu"):
+        with open_world("cpu") as world:
+            assert world.each(f"process {world.rank}") == ["process 0", "process 1"]
             for case in SPREAD:
                 run(case, out / case, Path(sys.argv[3]), shard=True)
     else:

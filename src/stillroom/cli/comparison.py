@@ -21,6 +21,7 @@ from stillroom.cli.comparison_data import AT_ONCE, SHOWN, Part, pictures_of, rea
 from stillroom.cli.draws import built, codec_at
 from stillroom.cli.evaluation import Space
 from stillroom.cli.progress import watch_for
+from stillroom.cli.sides import replaced
 from stillroom.codecs import Codec, fingerprint
 from stillroom.data import Batch, Encoding, Latents, LatentSpace, write_latents
 from stillroom.flows import Flow
@@ -115,7 +116,7 @@ def compare(specs: Sequence[str], settings: "Settings", quiet: bool = False) -> 
         len(held.classes), "size": learned.shape[-1], "crop": crop, "space": space.name, "features": real.shape[1],
         "few": is_few(len(fresh), real.shape[1]), "floor": floor, "n": len(held),
         "slope": plain(said(spectral_slope, held.first(MOVED))), "device": device.type,
-        "threads": torch.get_num_threads(),
+        "threads": torch.get_num_threads(), "notes": replaced(learned, held),
     }
     asked = json.loads(json.dumps(dataclasses.asdict(settings), default=str))
     return {"about": about, "settings": asked, "codecs": found, "front": front(found, floor)}

@@ -13,8 +13,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from stillroom.cli.evaluation import Space, learned_space
-from stillroom.cli.sides import Side, crop_of, test_split_of
-from stillroom.data import Batch, Some, Source, encoding_card, open_source, unreadable
+from stillroom.cli.sides import Side, crop_of, replaced, test_split_of
+from stillroom.data import Batch, Some, Source, encoding_card, open_source
 from stillroom.measure.inception import FidInception
 from stillroom.measure.metrics import halves
 from stillroom.measure.perceptual import RandomFeatures, pooled
@@ -123,9 +123,8 @@ def real_features(out: Path, learned: Part, held: Part, space: Space,
                   tell: Callable[[str], None]) -> tuple[Tensor, Tensor]:
     """Of both parts, kept in a file that is named after them and the space."""
     key = hashlib.sha256(json.dumps([learned.digest, held.digest, space.name]).encode()).hexdigest()[:16]
-    for replaced in dict.fromkeys(map(unreadable, (learned, held))):        # both may be of one source
-        if replaced:
-            tell(replaced)
+    for line in replaced(learned, held):
+        tell(line)
     file = out / f"real-{key}.safetensors"
     if not file.is_file():
         tell(f"real pictures in {space.name}")

@@ -26,6 +26,7 @@ from stillroom.cli.sides import (
     in_like_channels,
     open_real,
     pictures_of,
+    replaced,
     require_comparable,
     side_of_draws,
 )
@@ -237,7 +238,8 @@ def compare(specs: Sequence[str], settings: "OfRuns", quiet: bool = False) -> tu
             "teacher": teacher and teacher.spec, "own_steps": teacher and teacher.flow.steps, "device": device.type,
             "threads": torch.get_num_threads(),
             "notes": [*labels_apart(labels, table.law), *taken_together(labels, table),
-                      *(["the data are grey: they are taken in three equal channels"] if reference.grey else [])],
+                      *(["the data are grey: they are taken in three equal channels"] if reference.grey else []),
+                      *replaced(reference, fresh)],
         },
         "settings": json.loads(json.dumps(dataclasses.asdict(settings), default=str)),
         "floor": floor,

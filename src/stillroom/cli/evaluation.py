@@ -10,7 +10,15 @@ import torch
 from torch import Tensor
 
 from stillroom.cli.draws import Draws, know_recipe
-from stillroom.cli.sides import Side, in_like_channels, open_real, open_samples, pictures_of, require_comparable
+from stillroom.cli.sides import (
+    Side,
+    in_like_channels,
+    open_real,
+    open_samples,
+    pictures_of,
+    replaced,
+    require_comparable,
+)
 from stillroom.flows import Flow, Mixture
 from stillroom.measure import as_8bit
 from stillroom.measure.distances import directions, has_pairs, paired_error
@@ -114,6 +122,7 @@ def evaluate(place: str, settings: "Settings") -> Report:
         report.notes.append("samples do not say of which codec their latents are: not looked at")
     if real is not None and real.grey:
         report.notes.append("the data are grey and the samples in colour: the data are taken in three equal channels")
+    report.notes += replaced(real, fresh)
     if is_mixture(settings.data):
         report.more["modes"] = modes_of(settings.data, mine, floor, report)
     if teacher is not None:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
@@ -70,6 +70,7 @@ class Subject(NamedTuple):
     encoding: "Encoding | None"
     flow: "Flow | None" = None
     no_flow: str = "no flow was given: --flow RUN"
+    notes: "Sequence[str]" = ()
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -127,10 +128,13 @@ def subject_at(place: str, settings: Settings, device) -> Subject:
         return drawn(place, kind, settings, device)
     if kind != "data":
         raise Refusal(f"{place}: a product of kind {kind!r} is no space; give a codec, a flow, a generator or data")
+    from stillroom.cli.sides import replaced
+
     source, (x, y) = sampled(place, settings)
     encoding = getattr(source, "encoding", None)
     what = "pixels" if encoding is None else "latents"
-    return Subject(source.name, what if x.ndim > 2 else "points", x, y, source.classes, encoding)
+    return Subject(source.name, what if x.ndim > 2 else "points", x, y, source.classes, encoding,
+                   notes=replaced(source))
 
 
 def is_space_name(text: str) -> bool:
@@ -185,6 +189,7 @@ def encoded(place: str, settings: Settings, device) -> Subject:
     import torch
 
     from stillroom.cli.draws import codec_at
+    from stillroom.cli.sides import replaced
     from stillroom.codecs import fingerprint
     from stillroom.data import Encoding
 
@@ -199,7 +204,8 @@ def encoded(place: str, settings: Settings, device) -> Subject:
     codec = codec.to(device)
     with torch.inference_mode():
         z = torch.cat([codec.encode(part.to(device)).cpu() for part in x.split(settings.batch)])
-    return Subject(place, f"latents of {source.name}", z.clone(), y, source.classes, encoding)
+    return Subject(place, f"latents of {source.name}", z.clone(), y, source.classes, encoding,
+                   notes=replaced(source))
 
 
 def drawn(place: str, kind: str, settings: Settings, device) -> Subject:
@@ -262,7 +268,7 @@ def measured(subject: Subject, settings: Settings) -> dict[str, Any]:
     return {"name": subject.name, "what": subject.what, "n": len(x), "shape": list(subject.shape),
             "classes": None if subject.y is None else len(subject.classes or ()),
             "normaliser": normaliser(space), "normalised": space is not None,
-            "portraits": plain(portraits), "trajectories": plain(paths)}
+            "portraits": plain(portraits), "trajectories": plain(paths), "notes": list(subject.notes)}
 
 
 def normaliser(space) -> str:

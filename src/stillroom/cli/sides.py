@@ -20,6 +20,7 @@ from stillroom.data import (
     encoding_card,
     open_source,
     signed_picture,
+    unreadable,
 )
 from stillroom.data.mixed import mixed_name, mixture
 from stillroom.data.open import is_known, parted, placed
@@ -54,6 +55,8 @@ class Side:
     notes: tuple[str, ...] = ()
     grey: bool = False
     """Pictures of one channel, in three equal ones."""
+    source: Source | None = None
+    """Of real data: what they are read from."""
 
     @property
     def kind(self) -> str:
@@ -220,7 +223,13 @@ def side_of(source: Source, rows: Tensor, settings: "Settings", part: str = "") 
     encoding = encoding_card(source).get("encoding")
     how = ", ".join(filter(None, (part, crop_of(source))))
     classes = None if source.classes is None else len(source.classes)
-    return Side(source.name, len(rows), tuple(source.shape), batches, encoding, how, classes=classes)
+    return Side(source.name, len(rows), tuple(source.shape), batches, encoding, how, classes=classes, source=source)
+
+
+def replaced(*sources: object) -> list[str]:
+    """What is said of pictures that could not be read, once those of sources or their parts were: of two parts of one
+    source once."""
+    return list(dict.fromkeys(filter(None, map(unreadable, sources))))
 
 
 def crop_of(source: Source) -> str:

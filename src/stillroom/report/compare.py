@@ -37,7 +37,7 @@ def header(found: Found) -> Header:
 
 def sections(out: Path, found: Found) -> list[Section]:
     return [
-        Text("What can be said", found["front"]["sentences"]),
+        Text("What can be said", sentences(found)),
         Figure("Reconstruction against modelling", plots.tradeoff(found),
                "Best is bottom right. Bars: the 95 % interval of the mean PSNR over pictures; two deviations of "
                "drawing other samples, from a bootstrap."),
@@ -54,6 +54,10 @@ def sections(out: Path, found: Found) -> list[Section]:
                "frequency, 1 the highest along a side. All in decades."),
         Settings("How it was measured", how(found)),
     ]
+
+
+def sentences(found: Found) -> list[str]:
+    return [*found["front"]["sentences"], *found["about"]["notes"]]
 
 
 def pictures(out: Path, found: Found) -> Images:
@@ -237,7 +241,7 @@ def beside(r: Mapping[str, Any] | None, name: str) -> str | None:
 # ---- in the terminal ----
 
 def in_terminal(found: Found) -> None:
-    printed(tables(found), found["front"]["sentences"])
+    printed(tables(found), sentences(found))
 
 
 def printed(tables: Sequence[Rows], sentences: Sequence[str]) -> None:

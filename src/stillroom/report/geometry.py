@@ -82,7 +82,7 @@ def sections(found: Found) -> list[Section]:
 
 def in_words(place: Place, settings: Found) -> list[str]:
     told = verdict(place, settings)
-    return [f"{told.status[0].upper()}{told.status[1:]}.", *told.sentences]
+    return [f"{told.status[0].upper()}{told.status[1:]}.", *told.sentences, *place["notes"]]
 
 
 def key(who: list[str]) -> list[Any]:

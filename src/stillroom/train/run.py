@@ -237,9 +237,9 @@ def read_run(path: Path, find: Callable[[str], Make]) -> tuple[str, Run, Make]:
 def carry_out(trainer: Trainer, cursors: Mapping[str, dict]) -> None:
     trainer.fit(cursors)
     trainer.finish()
-    for source in trainer.sources.values():
-        if note := unreadable(source):
-            trainer.watch.note(note)
+    told = trainer.world.each([unreadable(source) for source in trainer.sources.values()])
+    for note in dict.fromkeys(line for lines in told for line in lines if line):    # a process knows what it read
+        trainer.watch.note(note)
     folder = trainer.folder
     if folder and trainer.world.first:
         old, world = folder.read_info(), trainer.world

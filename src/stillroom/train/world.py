@@ -87,6 +87,13 @@ class World:
         dist.broadcast_object_list(box)
         return box[0]
 
+    def each(self, value) -> list:
+        """Every process's value, in their order."""
+        box = [value] * self.size
+        if self.size > 1:
+            dist.all_gather_object(box, value)
+        return box
+
     def wait(self) -> None:
         if self.size > 1:
             dist.barrier()
