@@ -21,6 +21,8 @@ from PIL import Image
 from command import stillroom as called
 from stillroom import train
 from stillroom.cli import comparison_runs
+from stillroom.cli.evaluate import Settings as Asked
+from stillroom.cli.sides import open_real
 from stillroom.codecs import Codec
 from stillroom.data import LatentSpace, Tensors, digits
 from stillroom.flows import Denoiser, Flow, Mixture, OneStep
@@ -31,6 +33,7 @@ from stillroom.measure.metrics import panel
 from stillroom.nets import DiT
 from stillroom.nets.coding import Decoder, Encoder
 from stillroom.paths import Linear
+from stillroom.recipes import find
 from stillroom.recipes.endpoint import Endpoint
 from stillroom.recipes.flow import FlowMatching
 from stillroom.report import compare_runs as report
@@ -86,6 +89,7 @@ def home(tmp_path_factory):
     flow = Flow(Denoiser(DiT(1, 8, 4, 32, 1, 1, classes=10), Linear(), "v"), (1, 8, 8), "euler", 3)
     save_product(Product("flow", {"flow": flow}), home / "pictures")
     save_product(Product("points", {"points": x[:40].contiguous()}), home / "points")
+    save_product(Product("features", {"features": x[:1].contiguous()}), home / "features")
     return home
 
 
@@ -206,6 +210,102 @@ def test_saturation_is_what_lies_at_the_ends():
     x = torch.tensor([[-1.0, 1.0, 0.0, 0.5], [0.0, 0.0, 0.0, 0.0]]).view(2, 1, 2, 2)
     assert saturated(x).tolist() == [0.5, 0.0] and contrast(x)[1] == 0
     assert math.isclose(float(contrast(x)[0]), float(x[0].std(unbiased=False)), rel_tol=1e-6)
+
+
+# ---- points, and runs of an own recipe ----
+
+
+def swarm(out, name, **more):
+    """Fifty points of a ring."""
+    kind = find(name)
+    return start(kind, kind.Settings(out=out, teacher="ring:4:0.1", steps=30, batch=50, **more, **PLAIN), name, None,
+                 Silent())
+
+
+def test_points_stand_beside_points_and_generators(home, tmp_path):
+    """As many samples of each as there are points; of no noise, and drawn without an evaluation."""
+    vsd, sds = swarm(tmp_path / "vsd", "vsd", base_steps=20, conditional=True), swarm(tmp_path / "sds", "sds")
+    told = compared(vsd, sds, home / "mixed", N, "--seed 3 --out", tmp_path / "out")
+    found = found_in(tmp_path / "out")
+    runs = {entry["name"]: entry["runs"][0] for entry in found["entries"]}
+    reference, _ = open_real(Asked(data="ring:4:0.1", reference=400, n=50), 1, 50)
+    real = torch.cat([x for x, _ in reference.batches(None)])
+    for name, run in runs.items():
+        assert run["n"] == 50 == found["about"]["n"] and run["modes"]["of"] == 4
+        assert (run["evaluations"], bool(run["paired"])) == ((1, True) if name == "mixed" else (None, False))
+        if name != "mixed":
+            x, (space,) = train.load(tmp_path / name), run["spaces"].values()
+            x = x["points"] if isinstance(x, dict) else x
+            assert math.isclose(space["sliced_w2"], panel(x, real, 3)["sliced_w2"], rel_tol=1e-4)
+    assert runs["vsd"]["diversity"] > runs["sds"]["diversity"]
+    cost = runs["vsd"]["cost"]
+    assert cost["recipe"] == "vsd" and cost["trained"] > 100 and cost["evaluations"]["teacher"] and not cost["weights"]
+    html, flat = (tmp_path / "out" / "compare.html").read_text("utf-8"), " ".join(told.split())
+    for words in ("holds 50 points: as many samples of each", "vsd, sds: points, which are of no noise"):
+        assert words in " ".join(found["about"]["notes"]) and words in html and words in flat
+    assert "All of the same noise, but for points" in html and "Quality against cost of a sample" in html
+    told = compared(vsd, sds, "--data ring:4:0.1", N, "--out", tmp_path / "alone")
+    html = (tmp_path / "alone" / "compare.html").read_text("utf-8")
+    assert "evaluations a sample." not in told and "Quality against cost of a sample" not in html
+    assert "Quality against cost of training" in html
+
+
+OWN = """
+from stillroom import Product, Recipe, Role, Optimizer, Run, Stage, buildable
+from stillroom.flows import OneStep
+from stillroom.nets import MLP
+from stillroom.paths import Linear
+
+
+@buildable
+class Net(MLP):
+    def __init__(self, width: int):
+        super().__init__(2, width, 1, classes=4)
+
+
+class Mine(Recipe):
+    Settings = Run
+    kind = "generator"
+
+    def __init__(self, settings):
+        self.generator = OneStep(Net(16), Linear(), "v", (2,))
+
+    def roles(self):
+        return {"generator": Role(self.generator, Optimizer(lr=1e-2))}
+
+    def stages(self):
+        return [Stage("train", 3)]
+
+    def losses(self, batch, turn):
+        rows = turn.rows(turn.batch)
+        return {"generator": {"size": self.generator.net(turn.randn((len(rows), 2)), 0 * rows + 0.5, rows % 4) ** 2}}
+
+    def product(self):
+        return Product(self.kind, {"generator": self.generator})
+
+
+class Odd(Mine):
+    def product(self):
+        return Product("generator", {"generator": self.generator.net})
+"""
+
+
+def test_a_run_of_an_own_recipe_stands_beside_others(home, tmp_path):
+    (tmp_path / "mine.py").write_text(OWN)
+    for name in ("Mine", "Odd"):
+        told = called("distill", f"{tmp_path}/mine.py:{name}", "--steps 3 --precision float32 --quiet --out",
+                      tmp_path / name)
+        assert told.code == 0, told.err
+    compared(tmp_path / "Mine", home / "mixed", N, "--out", tmp_path / "out")
+    found = found_in(tmp_path / "out")
+    own, mixed = (entry["runs"][0] for entry in found["entries"])
+    assert own["cost"]["recipe"] == "Mine" and own["cost"]["steps"] == 3 and own["evaluations"] == 1
+    reference, _ = open_real(Asked(data="ring:4:0.1", reference=400, n=60), 1, 60)
+    told = panel(train.load(tmp_path / "Mine").sample(60), torch.cat([x for x, _ in reference.batches(None)]))
+    assert math.isclose(next(iter(own["spaces"].values()))["sliced_w2"], told["sliced_w2"], rel_tol=1e-4)
+    assert own["modes"] and own["paired"] and mixed["spaces"].keys() == own["spaces"].keys()
+    assert "its generator is Net, which is not drawn from" in refused(tmp_path / "Odd", home / "mixed", N, "--out",
+                                                                      tmp_path / "odd")
 
 
 # ---- what it writes ----
@@ -454,7 +554,8 @@ def test_refusals(home, tmp_path):
         "knows 9 classes, and": (home / "grey", home / "nine", "--data digits"),
         "makes [1, 8, 8], and": (a, home / "grey"),
         "a is a generator and bundled a codec": (a, "bundled"),
-        "a points: compare": (a, home / "points"),
+        "points is a set of points and bundled a codec": ("bundled", home / "points"),
+        "a product of kind 'features' is not compared; give codecs, or": (a, home / "features"),
         "nowhere: no such file or folder; give a run": (home / "nowhere", a),
         "several runs of one method have one name": (f"{a},{home / 'a1'}",),
         "two methods are called 'a'": (a, a),

@@ -1,5 +1,5 @@
-"""`stillroom compare`: codecs side by side, what they give back and how easy their latents are to model; or flows and
-generators, what they draw and what that costs."""
+"""`stillroom compare`: codecs side by side, what they give back and how easy their latents are to model; or flows,
+generators and points, what they draw and what that costs."""
 
 import json
 from dataclasses import dataclass
@@ -13,12 +13,12 @@ COMMAND, OF_RUNS = "stillroom compare CODEC CODEC ...", "stillroom compare RUN R
 ABOUT = ("Codecs side by side on the same pictures: reconstruction, samples of the same small prior on the way through "
          "its budget, its loss over time, probes, spectra, and a page of it all. CODEC is `bundled`, a run or product, "
          "a TAESD weight file, a diffusers folder or hub id; NAME=CODEC calls it so. What was measured is kept under "
-         "--out/NAME and is not measured again. Flows and generators are compared too: stillroom compare RUN RUN ... "
-         "--help.")
-ABOUT_RUNS = ("Flows and generators of one teacher side by side: samples of the same noise against data, or against "
-              "the teacher's, by the same metrics, beside what they cost; a page, a table (.csv) and LaTeX (.tex) of "
-              "it all. RUN is a run or a product; NAME=RUN,RUN,RUN are several seeds of one method, told as mean and "
-              "deviation. What was measured is kept under --out/NAME and is not measured again.")
+         "--out/NAME and is not measured again. Flows, generators and points are compared too: stillroom compare RUN "
+         "RUN ... --help.")
+ABOUT_RUNS = ("Flows, generators and points of one teacher side by side: samples of the same noise against data, or "
+              "against the teacher's, by the same metrics, beside what they cost; a page, a table (.csv) and LaTeX "
+              "(.tex) of it all. RUN is a run or a product; NAME=RUN,RUN,RUN are several seeds of one method, told as "
+              "mean and deviation. What was measured is kept under --out/NAME and is not measured again.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +88,7 @@ class OfRuns:
     teacher_steps: tuple[Count, ...] = (1, 2, 8)
     """At which the teacher is drawn from, beside its own."""
     n: Count = 2000
-    """Samples of each."""
+    """Samples of each; as many as there are, where points are fewer."""
     reference: Count = 50_000
     """Real ones, at most; of the teacher, where it stands for data, 5000 at most."""
     size: Natural = 0
@@ -128,15 +128,19 @@ def run(word: str, arguments: list[str]) -> int:
 
 
 def are_runs(specs: list[str]) -> bool:
-    """Whether flows and generators are to be compared; what is no product of ours is a codec."""
-    from stillroom.cli.comparison_named import kind_of, places_of
+    """Whether what samples are of is to be compared; what is no product of ours is a codec."""
+    from stillroom.cli.comparison_named import DRAWN, kind_of, places_of
 
     kinds = {place: kind_of(place) for spec in specs for place in places_of(spec)}
-    runs = [place for place, kind in kinds.items() if kind in ("flow", "generator")]
+    for place, kind in kinds.items():
+        if kind not in (*DRAWN, "codec"):
+            raise Refusal(f"{place}: a product of kind {kind!r} is not compared; give codecs, or flows, generators and "
+                          "points")
+    runs = [place for place, kind in kinds.items() if kind in DRAWN]
     if runs and len(runs) < len(kinds):
-        other = next(place for place in kinds if place not in runs)
-        raise Refusal(f"{runs[0]} is a {kinds[runs[0]]} and {other} a {kinds[other]}: compare codecs with codecs, and "
-                      "flows and generators with their like")
+        codec = next(place for place in kinds if place not in runs)
+        raise Refusal(f"{runs[0]} is {DRAWN[kinds[runs[0]]]} and {codec} a codec: compare codecs with codecs, and "
+                      "flows, generators and points with their like")
     return bool(runs)
 
 

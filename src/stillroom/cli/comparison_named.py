@@ -1,5 +1,5 @@
-"""The flows and generators that `stillroom compare` is asked to compare: their runs, what these say of themselves, and
-whether one table can hold them."""
+"""The flows, generators and points that `stillroom compare` is asked to compare: their runs, what these say of
+themselves, and whether one table can hold them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -19,6 +19,8 @@ from stillroom.train import load_product, product_hash
 from stillroom.train.product import product_folder
 from stillroom.train.teacher import is_ours
 
+DRAWN = {"flow": "a flow", "generator": "a generator", "points": "a set of points"}
+"""Kinds of products that samples are of."""
 TAKEN = ("teacher", "real")
 """Names of lines that are there without being asked for."""
 
@@ -52,6 +54,11 @@ class Run:
     @property
     def built(self) -> str:
         return built(self.place)
+
+    @property
+    def points(self) -> bool:
+        """Which are what they are: of no noise, and no prompts."""
+        return self.side.draws is not None and self.side.draws.limit is not None
 
     @property
     def guidance(self) -> float:
@@ -107,6 +114,8 @@ def opened(specs: Sequence[str], asked: Asked) -> list[Entry]:
 def opened_run(place: str, asked: Asked) -> Run:
     know_recipe(Path(place))
     product = load_product(place)
+    if product.kind == "points":
+        return Run(place, dict(product.card), drawn(Path(place), Asked(n=asked.n, batch=asked.batch)))
     model: Any = product.parts[product.kind]
     told_strength = product.kind == "flow" and isinstance(model.denoiser, Denoiser) and model.denoiser.takes_strength
     guidance = float(product.card.get("guidance", 1.0)) if told_strength else 1.0       # of others it is built in
@@ -125,7 +134,8 @@ def made(spec: str) -> list[str]:
 
 def require_alike(entries: Sequence[Entry]) -> None:
     """Runs that one table can hold."""
-    first, *others = [run for entry in entries for run in entry.runs]
+    runs = [run for entry in entries for run in entry.runs]
+    first, *others = runs
     for run in others:
         a, b = first.side, run.side
         if a.shape != b.shape:
@@ -133,6 +143,9 @@ def require_alike(entries: Sequence[Entry]) -> None:
                           "compared")
         if a.encoding != b.encoding:
             raise Refusal(f"{run.place} makes other latents than {first.place}: of another codec, space or crop")
+    first, *others = of_noise(runs)
+    for run in others:
+        a, b = first.side, run.side
         if a.draws and b.draws and a.draws.classes != b.draws.classes:
             raise Refusal(f"{run.place} knows {b.draws.classes or 'no'} classes, and {first.place} "
                           f"{a.draws.classes or 'none'}")
@@ -140,13 +153,18 @@ def require_alike(entries: Sequence[Entry]) -> None:
             raise Refusal(f"{run.place} was distilled with other prompts than {first.place}: their labels mean other "
                           "pictures")
     for what, of in (("teacher", lambda run: run.teacher), ("data", lambda run: run.data)):
-        named = [(run, of(run)) for run in (first, *others) if of(run)]
+        named = [(run, of(run)) for run in runs if of(run)]
         for run, name in named[1:]:
             known = named[0][1]
             apart = teacher_hash(run) != teacher_hash(named[0][0]) if what == "teacher" else name != known
             if apart:
                 raise Refusal(f"{run.place} was distilled from another {what} than {named[0][0].place}: {name}, and "
                               f"not {known}")
+
+
+def of_noise(runs: Sequence[Run]) -> Sequence[Run]:
+    """Without points; all, where there is nothing else."""
+    return [run for run in runs if not run.points] or runs
 
 
 def teacher_hash(run: Run) -> str:

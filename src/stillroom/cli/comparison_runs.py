@@ -1,5 +1,5 @@
-"""What `stillroom compare` does with flows and generators: one teacher, one noise, one reference, and for each run what
-is measured, unless it lies there already."""
+"""What `stillroom compare` does with flows, generators and points: one teacher, one noise, one reference, and for each
+run what is measured, unless it lies there already."""
 
 import dataclasses
 import hashlib
@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from stillroom.cli.comparison import Kept
-from stillroom.cli.comparison_named import Entry, Run, identity, made, opened, require_alike, teacher_hash
+from stillroom.cli.comparison_named import Entry, Run, identity, made, of_noise, opened, require_alike, teacher_hash
 from stillroom.cli.draws import Draws, codec_at
 from stillroom.cli.evaluate import Settings as Asked
-from stillroom.cli.evaluation import Space, gathered, labels_apart, spaces_of, teacher_of, told
+from stillroom.cli.evaluation import Space, gathered, labels_apart, spaces_of, teacher_beside, told
 from stillroom.cli.sides import (
     Side,
     in_channels,
@@ -94,11 +94,12 @@ def opened_teacher(entries: Sequence[Entry], settings: "OfRuns", asked: Asked, d
                       if settings.teacher else
                       f"{named[0].place}: at {spec} lies another model than the teacher that it was distilled from; "
                       "say where that is: --teacher RUN")
-    prompts = settings.prompts or (named[0].prompts if named else "")
-    flow = teacher_of(replace(asked, teacher=spec, prompts=prompts), runs[0].side).to(device)
-    if (net := prompted(flow)) and net.prompts.sha256 != runs[0].table:
-        raise Refusal(f"--prompts {prompts}: are not those of {runs[0].place}")
-    return Teacher(spec, flow, asked, runs[0].side.encoding, limit)
+    prompts, first = settings.prompts or (named[0].prompts if named else ""), of_noise(runs)[0]
+    assert first.side.draws is not None
+    flow = teacher_beside(replace(asked, teacher=spec, prompts=prompts), first.place, first.side.draws).to(device)
+    if (net := prompted(flow)) and not first.points and net.prompts.sha256 != first.table:
+        raise Refusal(f"--prompts {prompts}: are not those of {first.place}")
+    return Teacher(spec, flow, asked, first.side.encoding, limit)
 
 
 def reference_of(entries: Sequence[Entry], settings: "OfRuns", asked: Asked, teacher: Teacher | None,
@@ -162,16 +163,16 @@ class Table:
                     looks.append((saturated(as_8bit(x)), contrast(x.clamp(-1, 1))))
                 yield x, y
 
-        tally = Tally()
-        if side.draws is not None and side.draws.model is not None:
-            tally.watch("", side.draws.model)
+        tally, model = Tally(), side.draws and side.draws.model
+        if model is not None:
+            tally.watch("", model)
         with tally.counting():
             vectors, labels = gathered(replace(shown, batches=looking), self.spaces)
         x = vectors[self.main]
         found: dict[str, Any] = {
             "n": len(x), "spaces": {s.name: panel(vectors[s.name], self.reference[s.name], self.settings.seed)
                                     for s in self.spaces},
-            "evaluations": whole(tally.counts[""] / len(x)),
+            "evaluations": None if model is None else whole(tally.counts[""] / len(x)),
             "diversity": relative_spread(x, labels, self.reference[self.main], self.law),
             "paired": None, "modes": None, "pictures": None,
         }
@@ -203,12 +204,13 @@ def modes_of(x: Tensor, mixture: Mixture) -> dict[str, float]:
 def cost_of(run: Run) -> dict[str, Any]:
     """As the run's own record says; None for what it does not."""
     record, parameters = run.record, run.record.get("parameters", {})
+    model = run.side.draws and run.side.draws.model
     return {
         "recipe": str(record.get("recipe", "")).rpartition(":")[2], "steps": record.get("steps"),
         "seconds": record.get("seconds"), "memory_gib": record.get("memory_gib"),
         "trained": record.get("trained") or sum(parameters.values()) or None, "parameters": parameters,
         "evaluations": record.get("evaluations"),
-        "weights": sum(p.numel() for p in run.side.draws.model.parameters()) if run.side.draws else None,
+        "weights": None if model is None else sum(p.numel() for p in model.parameters()),
     }
 
 
@@ -221,12 +223,17 @@ def compare(specs: Sequence[str], settings: "OfRuns", quiet: bool = False) -> tu
     asked = Asked(**{name: getattr(settings, name) for name in shared - {"codec", "teacher", "out"}})
     entries = opened(specs, asked)
     require_alike(entries)
+    least = min((run for entry in entries for run in entry.runs), key=lambda run: run.side.count)
+    fewer = least.side.count < settings.n       # most distances grow as samples get fewer: all are as many
+    if fewer:
+        settings, asked = (replace(each, n=least.side.count) for each in (settings, asked))
+        entries = opened(specs, asked)
     first = entries[0].runs[0].side
     limit = min(settings.n, max(64, NUMBERS // math.prod(first.shape)))
     teacher = opened_teacher(entries, settings, asked, device, limit)
     reference, fresh, table = laid(entries, settings, asked, teacher, device, limit, quiet)
     settings.out.mkdir(parents=True, exist_ok=True)
-    floor, labels = table.measure(fresh, None), first_labels(first)
+    floor = table.measure(fresh, None)
     found = {
         "about": {
             "reference": told(reference), "fresh": told(fresh), "is_data": bool(settings.data) or bool(
@@ -237,7 +244,8 @@ def compare(specs: Sequence[str], settings: "OfRuns", quiet: bool = False) -> tu
             "classes": first.draws.classes if first.draws else None, "n": settings.n,
             "teacher": teacher and teacher.spec, "own_steps": teacher and teacher.flow.steps, "device": device.type,
             "threads": torch.get_num_threads(),
-            "notes": [*labels_apart(labels, table.law), *taken_together(labels, table),
+            "notes": [*([f"{least.place} holds {settings.n} points: as many samples of each are looked at"] if fewer
+                        else []), *of_points(entries), *of_labels(entries, table),
                       *(["the data are grey: they are taken in three equal channels"] if reference.grey else []),
                       *replaced(reference, fresh)],
         },
@@ -288,7 +296,7 @@ def run_line(entry: Entry, i: int, run: Run, table: Table) -> dict[str, Any]:
 
     def measure() -> dict[str, Any]:
         table.tell(f"{entry.name}: {run.side.count} samples of {run.place}")
-        return table.measure(run.side, run.guidance)
+        return table.measure(run.side, None if run.points else run.guidance)
 
     of = depends(table, run=run.hash, built=run.built, guidance=run.guidance)
     return {"place": run.place, "hash": run.hash, "guidance": run.guidance, "cost": cost_of(run),
@@ -318,6 +326,24 @@ def teacher_lines(entries: Sequence[Entry], table: Table) -> list[dict[str, Any]
 
 def first_labels(side: Side) -> Tensor | None:
     return side.draws.labels(0, side.count) if side.draws else None
+
+
+def of_points(entries: Sequence[Entry]) -> list[str]:
+    names = [entry.name for entry in entries if entry.runs[0].points]
+    return [f"{', '.join(names)}: points, which are of no noise, so that where the teacher leads from it is nothing to "
+            "them; nothing is evaluated to draw them"] if names else []
+
+
+def of_labels(entries: Sequence[Entry], table: Table) -> list[str]:
+    """What is said of the labels of samples; of each method, where that is not the same for all."""
+    told = dict[str, list[str]]()
+    for entry in entries:
+        y = first_labels(entry.runs[0].side)
+        told[entry.name] = [*labels_apart(y, table.law), *taken_together(y, table)]
+    every = list(told.values())
+    if all(lines == every[0] for lines in every):
+        return every[0]
+    return [f"{name}: {line}" for name, lines in told.items() for line in lines]
 
 
 def taken_together(y: Tensor | None, table: Table) -> list[str]:

@@ -111,7 +111,10 @@ def open_draws(place: Path, settings: Drawing) -> Draws:
     if product.kind == "points":
         draws = points(product.parts, settings, card)
     elif product.kind in ("flow", "generator"):
-        model: Any = product.parts[product.kind]
+        model: Any = product.parts.get(product.kind)
+        if lacks := [name for name in ("shape", "classes", "labels", "sample") if not hasattr(model, name)]:
+            raise Refusal(f"{place}: its {product.kind} is {model and type(model).__name__}, which is not drawn from: "
+                          f"it has no {', '.join(lacks)}; take or extend stillroom.flows.Generator")
         how, weak = how_of(product.kind, model, settings), weak_of(product, settings)
         card |= {"guidance": settings.guidance, **how} | (weak[1] if weak else {})
         if weak:

@@ -336,17 +336,22 @@ def modes_of(spec: str, mine: Mapping[str, Tensor], fresh: Mapping[str, Tensor],
 
 def teacher_of(settings: "Settings", samples: Side) -> Flow:
     """A flow that can follow the same noise."""
-    know_recipe(Path(settings.teacher))
-    draws, flow, name = samples.draws, open_teacher(settings.teacher, settings.prompts), f"teacher {settings.teacher}"
-    if draws is None or draws.limit is not None or settings.codec:
+    if samples.draws is None or samples.draws.limit is not None or settings.codec:
         raise Refusal("--teacher: compares what a flow or generator draws, before it is decoded; leave out --codec, or "
                       "--teacher")
+    return teacher_beside(settings, samples.name, samples.draws)
+
+
+def teacher_beside(settings: "Settings", of: str, draws: Draws) -> Flow:
+    """A flow of the same samples: of the same shape, classes and latents."""
+    know_recipe(Path(settings.teacher))
+    flow, name = open_teacher(settings.teacher, settings.prompts), f"teacher {settings.teacher}"
     if tuple(flow.shape) != tuple(draws.shape):
-        raise Refusal(f"{name}: it makes {list(flow.shape)}, and {samples.name} {list(draws.shape)}")
-    if flow.classes not in (None, draws.classes):
-        raise Refusal(f"{name}: it knows {flow.classes} classes, and {samples.name} {draws.classes or 'none'}")
+        raise Refusal(f"{name}: it makes {list(flow.shape)}, and {of} {list(draws.shape)}")
+    if draws.limit is None and flow.classes not in (None, draws.classes):
+        raise Refusal(f"{name}: it knows {flow.classes} classes, and {of} {draws.classes or 'none'}")
     if is_ours(Path(settings.teacher)) and load_product(settings.teacher).card.get("encoding") != draws.encoding:
-        raise Refusal(f"{name}: its latents are of another codec than those of {samples.name}")
+        raise Refusal(f"{name}: its latents are of another codec than those of {of}")
     return flow
 
 

@@ -26,7 +26,7 @@ from stillroom.recipes._students import law_within, require_teacher
 from stillroom.settings import NotNegative, Optimizer, Refusal, Run, Share, Where
 from stillroom.train import Product, Recipe, Role, Stage
 from stillroom.train.checkpoint import full
-from stillroom.train.teacher import open_teacher, teacher_card
+from stillroom.train.teacher import encoding_of, open_teacher, teacher_card
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,4 +89,5 @@ class SDS(Recipe):
     def product(self):
         points = self.particles.x.detach()
         parts = {"points": points} if self.y is None else {"points": points, "labels": self.y}
-        return Product("points", parts, {**self.taught_by, "guidance": self.settings.guidance})
+        card = {**self.taught_by, **encoding_of(self.settings.teacher), "guidance": self.settings.guidance}
+        return Product("points", parts, card)

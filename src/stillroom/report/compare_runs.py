@@ -52,9 +52,9 @@ def header(found: Found) -> Header:
 def sections(out: Path, found: Found, clouds: Mapping[str, Tensor]) -> list[Section]:
     return [
         Text("What can be said", sentences(found)),
-        Figure("Quality against cost of a sample", plots.quality(found),
-               "Evaluations of a network for one sample; the teacher's line joins its numbers of steps. Bars: one "
-               "deviation over runs."),
+        *([Figure("Quality against cost of a sample", sampling, "Evaluations of a network for one sample; the "
+                  "teacher's line joins its numbers of steps. Bars: one deviation over runs.")]
+          if (sampling := plots.quality(found)) else []),
         *([Figure("Quality against cost of training", training, "Evaluations of all networks in training, a forward of "
                   "B samples being B; learning from one costs about two more.")]
           if (training := plots.training(found)) else []),
@@ -71,12 +71,17 @@ def shown(out: Path, found: Found, clouds: Mapping[str, Tensor]) -> list[Section
         target = first[1] if first[0] == "teacher" else None
         panels = scatter(dict(others) or dict([first]), target)
         before = "" if target is None else ", before the teacher's"
-        return [Panels("Samples", {"": panels}, f"All of the same noise{before}.")]
+        return [Panels("Samples", {"": panels}, f"All of the same noise{but_points(found)}{before}.")]
     names = [*(["the teacher"] if found["about"]["teacher"] else []), *(e["name"] for e in found["entries"])]
     if not (out / "grid.png").is_file():
         return []
     return [Images("Samples", [(out / "grid.png", "columns: " + ", ".join(names))],
-                   "Each row is of one noise and one label.")]
+                   f"Each row is of one noise and one label{but_points(found)}.")]
+
+
+def but_points(found: Found) -> str:
+    """Which nothing was evaluated to draw."""
+    return ", but for points" * any(run["evaluations"] is None for entry in found["entries"] for run in entry["runs"])
 
 
 def how(found: Found) -> dict[str, Any]:
@@ -283,12 +288,13 @@ def against_teacher(found: Found, cells: Mapping[str, Cell], order: Sequence[str
         if not lines:
             continue
         beaten = [line for line in lines if (quality(found, [line]).mean or 0) >= (cells[name].mean or 0)]
-        cost = Cell.of([run["evaluations"] for run in runs]).text()
+        cost = Cell.of([run["evaluations"] for run in runs])
         if beaten:
             best = max(beaten, key=lambda line: line["evaluations"])
             steps = f"{best['steps']} step{'s' * (best['steps'] > 1)}"
-            told.append(f"{name} is no farther than the teacher at {steps}: {cost} against "
-                        f"{number(best['evaluations'])} evaluations a sample.")
+            spent = "" if cost.mean is None else (f": {cost.text()} against {number(best['evaluations'])} evaluations "
+                                                  "a sample")
+            told.append(f"{name} is no farther than the teacher at {steps}{spent}.")
         else:
             told.append(f"{name} is farther than the teacher at any of these numbers of steps.")
     return told

@@ -21,8 +21,10 @@ LETTER, LINE, GAP, FAR = 0.0115, 0.055, 0.02, 0.8
 left of it."""
 
 
-def quality(found: Found) -> Figure:
-    """Fréchet distance over the evaluations that a sample takes."""
+def quality(found: Found) -> Figure | None:
+    """Fréchet distance over the evaluations that a sample takes, of what is evaluated for one."""
+    if all(run["evaluations"] is None for entry in found["entries"] for run in entry["runs"]):
+        return None
     figure, axes = _wide()
     main = found["about"]["main"]
     for order, guidance in enumerate(sorted({line["guidance"] for line in found["teacher"]})):
