@@ -591,7 +591,34 @@ def test_runs_of_other_latents_or_other_data_are_refused(home, tmp_path):
         shutil.copytree(home / "grey", tmp_path / name / "product")
         (tmp_path / name / "run.json").write_text(json.dumps({"inputs": {"data": {"name": data}}}))
     told = refused(tmp_path / "p", tmp_path / "q", N, "--data digits --out", out)
-    assert "another data than" in told and "leaves:train, and not digits:train" in told
+    assert "other data than" in told and "leaves:train, and not digits:train" in told
+    kept = {"name": "digits:train", "count": 80, "shape": [1, 8, 8]}
+    for name, data in (("p", kept), ("q", kept | {"count": 40})):
+        (tmp_path / name / "run.json").write_text(json.dumps({"inputs": {"data": data}}))
+    told = refused(tmp_path / "p", tmp_path / "q", N, "--data digits --out", out)
+    assert told.endswith(f"other data than {tmp_path / 'p'}: count 40, and not 80\n")
+
+
+def test_runs_that_saw_other_squares_of_the_same_pictures_are_refused(home, tmp_path):
+    """As settings.toml has them; what a crop makes no use of is no difference."""
+    def seen(name, crop="centre", shrink=(1.0, 8.0), flip="false"):
+        if not (tmp_path / name).exists():
+            shutil.copytree(home / "grey", tmp_path / name / "product")
+        data = {"name": "photos:train", "count": 80, "shape": [1, 8, 8]}
+        (tmp_path / name / "run.json").write_text(json.dumps({"inputs": {"data": data}}))
+        (tmp_path / name / "settings.toml").write_text(f'crop = "{crop}"\nshrink = {list(shrink)}\nflip = {flip}\n')
+
+    words = (tmp_path / "p", tmp_path / "q", N, "--data digits --out", tmp_path / "out")
+    for p, q, said in (
+        ({}, {"crop": "random"}, "crop random, and not centre"), ({}, {"flip": "true"}, "flip True, and not False"),
+        ({"crop": "shrink"}, {"crop": "shrink", "shrink": (2.0, 8.0)}, "shrink [2.0, 8.0], and not [1.0, 8.0]"),
+    ):
+        seen("p", **p)
+        seen("q", **q)
+        assert refused(*words).endswith(f"other data than {tmp_path / 'p'}: {said}\n")
+    seen("p")
+    seen("q", shrink=(2.0, 8.0))
+    compared(*words)
 
 
 def test_guidances_without_data_have_no_one_reference(home, tmp_path):

@@ -13,7 +13,7 @@ from stillroom.cli.evaluate import Settings as Asked
 from stillroom.cli.sides import Side, drawn
 from stillroom.flows import Denoiser
 from stillroom.flows.prompted import prompted
-from stillroom.settings import Refusal
+from stillroom.settings import Refusal, read_toml
 from stillroom.settings.files import read_json
 from stillroom.train import load_product, product_hash
 from stillroom.train.product import product_folder
@@ -81,13 +81,22 @@ class Run:
         return net.prompts.sha256 if net else ""
 
     @cached_property
+    def folder(self) -> Path | None:
+        return next((p for p in (Path(self.place), Path(self.place).parent) if (p / "run.json").is_file()), None)
+
+    @cached_property
     def record(self) -> dict[str, Any]:
-        files = (folder / "run.json" for folder in (Path(self.place), Path(self.place).parent))
-        return next((read_json(file) for file in files if file.is_file()), {})
+        return {} if self.folder is None else read_json(self.folder / "run.json")
 
     @property
-    def data(self) -> str:
-        return self.record.get("inputs", {}).get("data", {}).get("name", "")
+    def data(self) -> dict[str, Any]:
+        """What it recorded of the data that it learned from: which, how many, and how pictures became squares."""
+        if self.folder is None or not (told := self.record.get("inputs", {}).get("data")):
+            return {}
+        settings = self.folder / "settings.toml"
+        how = read_toml(settings) if settings.is_file() else {}
+        used = ("crop", "shrink", "flip") if how.get("crop") == "shrink" else ("crop", "flip")
+        return {**told, **{name: how[name] for name in used if name in how}}
 
 
 @dataclass(frozen=True)
@@ -152,14 +161,16 @@ def require_alike(entries: Sequence[Entry]) -> None:
         if first.table != run.table:
             raise Refusal(f"{run.place} was distilled with other prompts than {first.place}: their labels mean other "
                           "pictures")
-    for what, of in (("teacher", lambda run: run.teacher), ("data", lambda run: run.data)):
-        named = [(run, of(run)) for run in runs if of(run)]
-        for run, name in named[1:]:
-            known = named[0][1]
-            apart = teacher_hash(run) != teacher_hash(named[0][0]) if what == "teacher" else name != known
-            if apart:
-                raise Refusal(f"{run.place} was distilled from another {what} than {named[0][0].place}: {name}, and "
-                              f"not {known}")
+    first, *others = [run for run in runs if run.teacher] or runs[:1]
+    for run in others:
+        if teacher_hash(run) != teacher_hash(first):
+            raise Refusal(f"{run.place} was distilled from another teacher than {first.place}: {run.teacher}, and not "
+                          f"{first.teacher}")
+    first, *others = [run for run in runs if run.data] or runs[:1]
+    for run in others:
+        for what in [what for what in first.data if what in run.data and run.data[what] != first.data[what]]:
+            raise Refusal(f"{run.place} was distilled from other data than {first.place}: "
+                          f"{what * (what != 'name')} {run.data[what]}, and not {first.data[what]}")
 
 
 def of_noise(runs: Sequence[Run]) -> Sequence[Run]:

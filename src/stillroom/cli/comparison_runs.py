@@ -226,7 +226,7 @@ def compare(specs: Sequence[str], settings: "OfRuns", quiet: bool = False) -> tu
     least = min((run for entry in entries for run in entry.runs), key=lambda run: run.side.count)
     fewer = least.side.count < settings.n       # most distances grow as samples get fewer: all are as many
     if fewer:
-        settings, asked = (replace(each, n=least.side.count) for each in (settings, asked))
+        settings, asked = replace(settings, n=least.side.count), replace(asked, n=least.side.count)
         entries = opened(specs, asked)
     first = entries[0].runs[0].side
     limit = min(settings.n, max(64, NUMBERS // math.prod(first.shape)))
