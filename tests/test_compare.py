@@ -472,12 +472,13 @@ def test_a_folder_of_classes_is_set_aside_in_part(codecs, tmp_path):
         Image.fromarray(draws.integers(0, 256, (12, 12, 3), np.uint8)).save(folder / f"{i}.png")
     (tmp_path / "pictures/class 0/8.png").write_bytes(b"")
     told = compared(codecs["other"], codecs["fine"], TINY.replace("digits", str(tmp_path / "pictures")),
-                    "--size 8 --bad-share 0.1 --out", tmp_path / "out")
+                    "--size 8 --bad-share 0.1 --out", tmp_path / "out.html")
     about = found_in(tmp_path / "out")["about"]
     assert "45, set aside" in about["held_out"] and about["classes"] == 2
     line = "1 of 90 pictures seen could not be read, and others took their place"
     (note,) = about["notes"]
-    html = (tmp_path / "out/compare.html").read_text("utf-8")
+    html = (tmp_path / "out.html").read_text("utf-8")       # the page by its name, its folder beside it
+    assert not (tmp_path / "out" / "compare.html").exists() and f"page: {tmp_path / 'out.html'}" in told
     assert line in note and line in " ".join(told.split()) and line in html
 
 

@@ -18,6 +18,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.text import Text
 from PIL import Image
 
+from command import files
 from command import stillroom as called
 from stillroom import train
 from stillroom.cli import comparison_runs
@@ -432,6 +433,19 @@ def test_grey_data_beside_samples_in_colour_are_in_three_channels(home, tmp_path
     (space,) = found["entries"][0]["runs"][0]["spaces"].values()
     assert math.isclose(space["frechet"], told["frechet"], rel_tol=1e-4)
     assert found["floor"]["spaces"][found["about"]["main"]]["frechet"] < space["frechet"] / 2
+
+
+def test_a_page_can_be_named_and_has_its_folder_beside_it(home, tmp_path):
+    page = tmp_path / "new" / "of my runs.html"
+    told = compared(home / "points", "--data ring:4:0.1", N, "--out", page)
+    assert told.endswith(f"page: {page}\n") and page.is_file()
+    left = ("compare.csv", "compare.json", "compare.tex", "points", "points/results.json")
+    assert files(tmp_path / "new") == ["of my runs", "of my runs.html", *(f"of my runs/{name}" for name in left)]
+    links = re.findall(r'href="([^"#]+compare[^"]+)"', page.read_text("utf-8"))
+    assert len(links) == 3 and all((page.parent / link).is_file() for link in links)
+    page.unlink()
+    page.mkdir()
+    assert "is a folder, and would be the page" in refused(home / "points", "--data ring:4:0.1", N, "--out", page)
 
 
 # ---- what it keeps ----

@@ -2,9 +2,9 @@
 generators and points, what they draw and what that costs."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 from stillroom.cli.flags import parse, take
 from stillroom.settings import Count, Natural, Positive, Refusal, Share, Where
@@ -36,7 +36,7 @@ class Settings:
     """With crop shrink: least and most pixels of the original per pixel."""
     bad_share: Share = 0.01
     out: Path = Path("compare")
-    """Folder of the page, and of what was measured."""
+    """Folder of the page, and of what was measured; or FILE.html, the page, with the folder FILE beside it."""
     pictures: Count = 10_000
     """That a prior learns from, and that its samples are held against, at most."""
     n: Count = 2000
@@ -80,7 +80,7 @@ class OfRuns:
     """Fresh real data for the floor. Unless given, the data's :test split; where there is none, a part of the data that
     is set aside. Of a mixture, the :test splits of all its parts."""
     out: Path = Path("compare")
-    """Folder of the page, and of what was measured."""
+    """Folder of the page, and of what was measured; or FILE.html, the page, with the folder FILE beside it."""
     teacher: Where = ""
     """Unless given, the one that the runs name."""
     prompts: Where = ""
@@ -106,6 +106,9 @@ class OfRuns:
     device: str = "auto"
 
 
+S = TypeVar("S", Settings, OfRuns)
+
+
 def run(word: str, arguments: list[str]) -> int:
     quiet = take(arguments, "--quiet")
     specs = list[str]()
@@ -114,8 +117,8 @@ def run(word: str, arguments: list[str]) -> int:
     if not specs and not {"-h", "--help"} & set(arguments):
         raise Refusal(f"usage: {COMMAND} --data IMAGES --size PIXELS; see stillroom compare --help")
     if specs and are_runs(specs):
-        return run_on_runs(specs, parse(OfRuns, arguments, OF_RUNS, ABOUT_RUNS), quiet)
-    settings = parse(Settings, arguments, COMMAND, ABOUT)
+        return run_on_runs(specs, *paged(parse(OfRuns, arguments, OF_RUNS, ABOUT_RUNS)), quiet)
+    settings, page = paged(parse(Settings, arguments, COMMAND, ABOUT))
     from stillroom.cli.comparison import compare
     from stillroom.report.compare import in_terminal, write_comparison
     from stillroom.settings.files import write_atomically
@@ -123,8 +126,19 @@ def run(word: str, arguments: list[str]) -> int:
     found = compare(specs, settings, quiet)
     write_atomically(settings.out / "compare.json", json.dumps(found, indent=1, allow_nan=False))
     in_terminal(found)
-    print(f"page: {write_comparison(settings.out, found)}")
+    print(f"page: {write_comparison(settings.out, page, found)}")
     return 0
+
+
+def paged(settings: S) -> tuple[S, Path]:
+    """The settings, with the folder as --out, and the page: FILE.html stands beside the folder FILE, or in its
+    folder."""
+    out = settings.out
+    if out.suffix.lower() not in (".html", ".htm"):
+        return settings, out / "compare.html"
+    if out.is_dir():
+        raise Refusal(f"--out {out}: is a folder, and would be the page: give --out FOLDER, or another FILE.html")
+    return replace(settings, out=out.with_suffix("")), out
 
 
 def are_runs(specs: list[str]) -> bool:
@@ -144,11 +158,11 @@ def are_runs(specs: list[str]) -> bool:
     return bool(runs)
 
 
-def run_on_runs(specs: list[str], settings: OfRuns, quiet: bool) -> int:
+def run_on_runs(specs: list[str], settings: OfRuns, page: Path, quiet: bool) -> int:
     from stillroom.cli.comparison_runs import compare
     from stillroom.report.compare_runs import in_terminal, write_comparison
 
     found, clouds = compare(specs, settings, quiet)
     in_terminal(found)
-    print(f"page: {write_comparison(settings.out, found, clouds)}")
+    print(f"page: {write_comparison(settings.out, page, found, clouds)}")
     return 0

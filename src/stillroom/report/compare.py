@@ -16,9 +16,10 @@ NEEDS = {"fid": "needs --inception FILE, pt_inception-2015-12-05-6726825d.pth",
          "reference": "needs --reference gaussian, gmm:16, noised:0.3, samples:FILE or a flow"}
 
 
-def write_comparison(out: Path, found: Found) -> Path:
-    write_atomically(out / "compare.html", page(title(found), sections(out, found), header(found)))
-    return out / "compare.html"
+def write_comparison(out: Path, at: Path, found: Found) -> Path:
+    """The page, `at` its place; `out` is the folder of the pictures."""
+    write_atomically(at, page(title(found), sections(out, found), header(found)))
+    return at
 
 
 def title(found: Found) -> str:

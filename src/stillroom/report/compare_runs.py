@@ -3,6 +3,7 @@ that compare.json holds: one set of tables for all four."""
 
 import csv
 import io
+import os
 import re
 import statistics
 from collections.abc import Callable, Mapping, Sequence
@@ -26,12 +27,13 @@ GAP = "\N{NO-BREAK SPACE}"
 CLEAR = 2.0             # deviations between runs, below which two methods are not told apart
 
 
-def write_comparison(out: Path, found: Found, clouds: Mapping[str, Tensor]) -> Path:
-    """`clouds`: points to be shown, by method; pictures lie in grid.png."""
+def write_comparison(out: Path, at: Path, found: Found, clouds: Mapping[str, Tensor]) -> Path:
+    """The page, `at` its place, and the files of the folder `out`. `clouds`: points to be shown, by method; pictures
+    lie in grid.png."""
     write_atomically(out / "compare.csv", as_csv(found))
     write_atomically(out / "compare.tex", as_latex(found))
-    write_atomically(out / "compare.html", page(title(found), sections(out, found, clouds), header(found)))
-    return out / "compare.html"
+    write_atomically(at, page(title(found), sections(out, at, found, clouds), header(found)))
+    return at
 
 
 def title(found: Found) -> str:
@@ -49,7 +51,8 @@ def header(found: Found) -> Header:
         ("Seed", str(found["settings"]["seed"]))])
 
 
-def sections(out: Path, found: Found, clouds: Mapping[str, Tensor]) -> list[Section]:
+def sections(out: Path, at: Path, found: Found, clouds: Mapping[str, Tensor]) -> list[Section]:
+    beside = Path(os.path.relpath(out, at.parent))
     return [
         Text("What can be said", sentences(found)),
         *([Figure("Quality against cost of a sample", sampling, "Evaluations of a network for one sample; the "
@@ -61,7 +64,7 @@ def sections(out: Path, found: Found, clouds: Mapping[str, Tensor]) -> list[Sect
         *(Table(s.title, ["", *s.columns], s.rows(), s.note) for s in sheets(found)),
         *shown(out, found, clouds),
         Settings("How it was measured", how(found)),
-        Files("Files", [(name, name, what, "") for name, what in FILES.items()]),
+        Files("Files", [(str(beside / name), name, what, "") for name, what in FILES.items()]),
     ]
 
 
