@@ -43,8 +43,8 @@ RUNS = {
     "dmvae-noised": [*BROUGHT, "--reference", "noised:0.3", "--no-conditional"],
     "null": [*BROUGHT, *TO_SSL, "--weight", "0"],
 }
-"""TOK, PLAIN and REF are the runs of these names. `rae` decodes the wide tokens of the frozen encoder that `tok` learned
-and narrows. `null` goes on reconstructing without the pull."""
+"""TOK, PLAIN and REF are the runs of these names. `rae` decodes the wide tokens of the frozen encoder that `tok`
+learned and narrows. `null` goes on reconstructing without the pull."""
 COMPARED = [name for name in RUNS if name != "ref"]
 
 
