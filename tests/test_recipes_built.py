@@ -5,13 +5,15 @@ import json
 
 import pytest
 import torch
+from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._device import _device_constructors
 
+from command import stillroom
 from stepping import trainer_of
 from stillroom.data import Encoding, LatentSpace, Tensors
 from stillroom.flows import Denoiser, FewStep, Flow, OneStep, euler
-from stillroom.nets import MLP, ResNet
+from stillroom.nets import MLP, ResNet, buildable
 from stillroom.paths import Cosine, Linear
 from stillroom.recipes import find, listing
 from stillroom.recipes._adversary import Adversarial
@@ -235,6 +237,31 @@ def test_where_trajectories_begin_is_known_from_the_seed_and_kept_nowhere(teache
     flow = load_product(teacher).parts["flow"]
     times = torch.linspace(1, 0, 5)
     assert torch.allclose(euler(flow.denoiser, recipe.noises, times, recipe.ends.labels), recipe.ends.ends, atol=1e-5)
+
+
+@buildable
+class Shift(nn.Module):
+    """A network without a layer of weights."""
+
+    classes, two_times = None, False
+
+    def __init__(self):
+        super().__init__()
+        self.by = nn.Parameter(torch.zeros(2))
+
+    def forward(self, x_t, t, y=None, r=None):
+        return x_t + self.by
+
+
+def test_adapters_on_a_network_without_layers_for_them_are_refused(tmp_path):
+    pytest.importorskip("peft")
+    flow = Flow(Denoiser(Shift(), Linear(), "v"), (2,), "euler", 4)
+    save_product(Product("flow", {"flow": flow}, {"shape": [2]}), tmp_path / "flow")
+    for flag in ("--lora", "--fake-lora"):
+        told = stillroom("distill dmd --teacher", tmp_path / "flow", flag, "2 --out", tmp_path / "run")
+        assert told.code == 2 and told.err == ("stillroom: lora: a Shift has no Linear or Conv2d layer that could "
+                                               "carry an adapter; learn all of it, with rank 0\n")
+    assert not (tmp_path / "run").exists()
 
 
 def test_adapters_of_vsd_stand_on_the_teachers_own_weights(teacher):

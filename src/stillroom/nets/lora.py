@@ -44,7 +44,9 @@ def add_lora(net: nn.Module, rank: int, alpha: float | None = None, targets: str
     """
     if adapters(net):
         raise Refusal(f"{type(net).__name__} carries adapters already: add them once, to the bare net")
-    known = adaptable(net)
+    if not (known := adaptable(net)):
+        raise Refusal(f"lora: a {type(net).__name__} has no Linear or Conv2d layer that could carry an adapter; learn "
+                      "all of it, with rank 0")
     names = [name for name in known if targets is None or re.search(targets, name)]
     if not names:
         raise Refusal(f"no layer matches targets={targets!r}; layers that can carry an adapter: {', '.join(known)}")
