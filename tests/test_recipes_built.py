@@ -309,6 +309,7 @@ def test_a_student_that_is_told_where_to_jump_draws_in_one_segment(teacher, tmp_
     ("decoupled-dmd", {"guidance": 3.0, "shield": "none", "fake_lora": 4}, "shield none has no fake score"),
     ("dmd", {"move": "ode"}, "of a student of several steps"), ("dmd", {"asked": "noised"}, "of several steps"),
     ("twinflow", {"wait": 200, "steps": 200}, "wait 200: leaves none of 200 steps"),
+    ("twinflow", {"wait": 150, "steps": 100}, "wait 150: leaves none of 100 steps"),
 ])
 def test_what_would_do_nothing_is_refused_in_a_line(teacher, name, more, says):
     with pytest.raises(Refusal, match=says) as error:

@@ -314,6 +314,14 @@ def test_the_parts_of_a_batch_do_their_own_thing(teacher):
     assert set(made(TwinFlow, teacher, twin=0.0).losses({}, turn_of(recipe, "student"))["student"]) == {"base"}
 
 
+@pytest.mark.parametrize(("steps", "wait"), [(2000, 150), (300, 150), (150, 75), (3, 1), (1, 0)])
+def test_the_twin_pushes_before_the_run_is_over(teacher, steps, wait):
+    recipe = made(TwinFlow, teacher, steps=steps)
+    pushes = [k for k in range(steps) if k in (wait - 1, wait) and "gap" in
+              recipe.losses({}, turn_of(recipe, "student", step=k))["student"]]
+    assert pushes == [wait]
+
+
 def test_micro_batches_part_a_batch_as_one_does(tmp_path, teacher):
     one, two = (state(load(run(TwinFlow, tmp_path / str(k), teacher, steps=4, wait=1, accumulate=k))) for k in (1, 2))
     assert all(torch.allclose(one[k], v, atol=1e-6) for k, v in two.items())

@@ -84,7 +84,7 @@ def measure(arm: str, seed: int, quick: bool) -> dict[str, float]:
     if arm.startswith("teacher-"):
         return seen(train.load(taught).sample(N, seed, steps=int(arm.removeprefix("teacher-"))), seed, 1)
     recipe, more = {
-        "twinflow": (TwinFlow, {}),
+        "twinflow": (TwinFlow, {"wait": 150}),
         "base": (TwinFlow, {"twin": 0.0}),
         "null": (idle(TwinFlow, "student"), {}),
         "dmd": (DMD, {"every": 2, "score": RATE, "average": 0.99}),

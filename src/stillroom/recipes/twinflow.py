@@ -43,6 +43,7 @@ from stillroom.settings import Decay, Natural, NotNegative, Refusal, Share
 
 SERVED = (1, 2, 4)
 """Steps of the product."""
+WAIT = 150
 STEP, NEAREST = 0.01, 0.05
 """d of the base; how far "near" reaches, as a share of t. Both as released."""
 
@@ -56,8 +57,9 @@ class Settings(WithData):
     average: Decay = 0.99
     twin: NotNegative = 1.0
     """Weight of the gap between both signs of time; 0 leaves negative times out, and is the base alone."""
-    wait: Natural = 150
-    """Steps in which negative times learn, and push nothing yet (ours)."""
+    wait: Natural | None = None
+    """Steps in which negative times learn, and push nothing yet (ours). Unless given, 150, or half of fewer than 300
+    steps."""
     drop: Share = 0.1
     """Share of labels dropped, where guidance needs answers without them."""
 
@@ -69,8 +71,9 @@ class TwinFlow(Distillation):
     def __init__(self, settings: Settings, data=None):
         super().__init__(settings, data)
         self.settings = settings
-        if settings.twin and settings.wait != Settings.wait and settings.wait >= settings.steps:
-            raise Refusal(f"wait {settings.wait}: leaves none of {settings.steps} steps in which the twin pushes; give "
+        self.wait = min(WAIT, settings.steps // 2) if settings.wait is None else settings.wait
+        if settings.twin and self.wait >= settings.steps:
+            raise Refusal(f"wait {self.wait}: leaves none of {settings.steps} steps in which the twin pushes; give "
                           "fewer, or --twin 0")
         if settings.twin and settings.batch % (4 * settings.accumulate):
             raise Refusal(f"batch {settings.batch}: every fourth sample is the network's own, in each micro-batch; "
@@ -117,7 +120,7 @@ class TwinFlow(Distillation):
         terms = {"base": (1 - share) * weight * pseudo_huber(f, (f - e).detach())}
         if n:
             terms["twin"] = share * self.tracked(n, y_own, turn)
-        if n and turn.step >= s.wait:
+        if n and turn.step >= self.wait:
             terms["gap"] = s.twin * self.moved(x_t[::3], f[::3], None if y is None else y[::3], turn)
         return {"student": terms}
 
