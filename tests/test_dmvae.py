@@ -21,7 +21,7 @@ from stillroom.data import Batch, Tensors, open_source, sample
 from stillroom.flows import Denoiser, Flow, denoising_loss
 from stillroom.flows.references import gaussian
 from stillroom.nets import MLP, Lora
-from stillroom.paths import Linear, Uniform
+from stillroom.paths import Linear, Shifted, Uniform, dimension_shift, law_of
 from stillroom.recipes._shaping import ByCritic, ByDrift, ByScores, fake_of
 from stillroom.recipes.dmvae import DMVAE, ScoreNet, Settings
 from stillroom.recipes.flow import FlowMatching
@@ -77,7 +77,10 @@ def flow(tmp_path_factory, codec, data):
 
 
 def settings(out, codec, **more):
-    return Settings(**{**TINY, "out": out, "codec": codec, "reference": "gaussian", **more})
+    given = {**TINY, "out": out, "codec": codec, "reference": "gaussian", **more}
+    if given.get("match") in ("drifting", "adversarial", "kl", "teacher") and "score_net" not in more:
+        del given["score_net"]                      # there is none, and it would be refused
+    return Settings(**given)
 
 
 def trained(out, x, codec, **more):
@@ -166,6 +169,60 @@ def test_adapters_move_the_fake_score_and_not_the_reference():
         null = shaped.fake(z, t, torch.full((5,), 3))
         torch.testing.assert_close(shaped.real(z, t, y), null + 2 * (before - null))
     assert isinstance(fake.net, Lora) and shaped.real.denoiser is fake
+
+
+def test_a_mixture_of_both_scores_pulls_by_two_numbers(tmp_path, x, codec):
+    mixed = DMVAE(settings(tmp_path / "no", codec, match="mix:0.5:1"), Tensors(x)).shaped
+    half = DMVAE(settings(tmp_path / "no", codec, match="half"), Tensors(x)).shaped
+    other = DMVAE(settings(tmp_path / "no", codec, match="mix:.25:2"), Tensors(x)).shaped
+    assert [(s.push, s.pull) for s in (mixed, half, other)] == [(0.5, 1.0), (0.5, 1.0), (0.25, 2.0)]
+    out = trained(tmp_path / "run", x, codec, match="mix:0.5:1")
+    assert "codec/mix" in read_rows(out / "metrics.jsonl")[5]
+
+
+def test_where_nothing_pushes_no_fake_score_is_built_trained_or_asked(tmp_path, x, codec):
+    out = trained(tmp_path / "run", x, codec, match="teacher")
+    rows, run = read_rows(out / "metrics.jsonl"), json.loads((out / "run.json").read_text())
+    assert "codec/teacher" in rows[2] and not any(name.startswith("fake/") for row in rows for name in row)
+    assert "fake" not in run["evaluations"] and [r["stage"] for r in rows] == ["match"] * 6 + ["decoder"] * 2
+    alone, beside = scores(push=0.0), scores(push=0.0)      # which pulls as it did beside a fake score
+    alone = ByScores(alone.reference, None, alone.law, 0.0, 1.0, (1.0, 1.0), RATE)
+    found = []
+    for shaped in (alone, beside):
+        z = torch.randn(6, 4, generator=torch.Generator().manual_seed(3)).requires_grad_()
+        shaped.pulls(z, None, Draws()).sum().backward()
+        found.append(z.grad)
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-5)
+
+
+def test_the_law_of_times_is_a_setting(tmp_path, x, codec):
+    u = torch.linspace(0.01, 0.99, 9, dtype=torch.float64)
+    given = {"times": (0.1, 0.7)}
+    for name in ("uniform", "logit-normal"):
+        recipe = DMVAE(settings(tmp_path / "no", codec, time_law=name, **given), Tensors(x))
+        s = max(recipe.reference.shift, dimension_shift(recipe.before[0].numel()))
+        assert torch.equal(recipe.law().quantile(u), law_of(name, Linear(), s, 0.1, 0.7).quantile(u))
+        assert (recipe.shaped.law.quantile(u) == Shifted(Uniform(0.1, 0.7), s).quantile(u)).all() == (name == "uniform")
+
+
+@pytest.mark.parametrize("classes", [2, None])
+def test_a_critic_of_latents_that_knows_classes_tells_those_in_another_ones_place(classes):
+    """Two that have changed places: all together they are at the reference already."""
+    torch.manual_seed(0)
+    every, places, draws = torch.arange(600) % 2, torch.tensor([[-2.0, 0.0], [2.0, 0.0]]), Draws()
+    shaped = ByCritic(places[every] + 0.3 * torch.randn(600, 2), 32, Optimizer(lr=5e-3), classes, classes)
+    mine = torch.arange(64) % 2
+    y = None if classes is None else mine
+    z = -places[mine] + 0.3 * torch.randn(64, 2)
+    if y is not None:
+        assert torch.equal(every[shaped.of_class(torch.rand(64), y)], y)
+    optimizer = torch.optim.Adam(shaped.critic.parameters(), 5e-3)
+    for _ in range(100):
+        optimizer.zero_grad()
+        shaped.tracks(z, y, draws)["fake"]["hinge"].mean().backward()
+        optimizer.step()
+    told = float((shaped.pulls(places[mine], y, draws) - shaped.pulls(z, y, draws)).detach().mean())
+    assert told < -1.5 if classes else abs(told) < 0.3
 
 
 def test_one_law_for_all_classes_is_asked_by_the_null_label():
@@ -289,8 +346,8 @@ def test_the_ordinary_vae_is_a_pull_too(tmp_path, x, drawing):
 def test_a_trained_flow_is_a_reference_and_so_is_its_adapter(tmp_path, codec, flow, data):
     itself = []
     for fake in ("full", "lora"):
-        out = trained(tmp_path / fake, (data.x, data.y), codec, reference=flow, fake=fake, rank=2, guidance=2.0,
-                      fake_guidance=2.0, score=Optimizer(lr=1e-2))
+        out = trained(tmp_path / fake, (data.x, data.y), codec, reference=flow, fake=fake, guidance=2.0,
+                      fake_guidance=2.0, score=Optimizer(lr=1e-2), **({"rank": 2} if fake == "lora" else {}))
         assert "codec/gap" in read_rows(out / "metrics.jsonl")[5]
         itself.append(load_product(out / "product").card["distance"]["reference to itself"])
     assert itself[0] == pytest.approx(itself[1], rel=1e-4)      # adapters that learned are not the reference
@@ -414,6 +471,17 @@ def test_what_cannot_be_is_refused_in_one_line(tmp_path, data, x, codec, flow):
         (recipe(fake="lora"), "closed form"),
         (recipe(fake="lora", match="drifting"), "has no fake score"),
         (recipe(l1=0.0), "nothing holds the latents"), (recipe(times=(0.5, 0.5)), "an earlier and a later one"),
+        (recipe(match="gpa"), "one of gap, teacher"), (recipe(match="mix:0:0"), "mix:PUSH:PULL"),
+        (recipe(match="mix:1"), "mix:PUSH:PULL"), (recipe(given=labelled, match="drifting"), "say --no-conditional"),
+        *((recipe(match=name, **{flag: value}), f"{flag}: match {name} {lacks}; leave it out")
+          for name, lacks, flag, value in (
+              ("drifting", "asks no scores", "times", (0.0, 1.0)),
+              ("adversarial", "asks no scores", "times", (0.1, 1.0)),
+              ("kl", "asks no scores", "time_law", "logit-normal"), ("drifting", "has no fake score", "rank", 4),
+              ("adversarial", "has no fake score", "score_net", ScoreNet(width=8)),
+              ("teacher", "has no fake score", "score_net", ScoreNet(width=8)),
+              ("teacher", "has no fake score", "rank", 4), ("teacher", "has no fake score", "fake_guidance", 2.0))),
+        (recipe(rank=4), "add --fake lora"),
         (recipe(shard=True), "leave it out"),
     ):
         assert words in refused(make), words
@@ -436,7 +504,7 @@ def test_the_command_line(tmp_path, codec):
 def test_references_are_made_alike_whatever_device_a_recipe_is_built_under(tmp_path, data, codec, flow, reference):
     save_file({"x": torch.randn(50, 12)}, tmp_path / "x.safetensors")
     name = {"samples": f"samples:{tmp_path}/x.safetensors", "flow": flow}.get(reference, reference)
-    recipe = DMVAE(settings(tmp_path / "run", codec, reference=name, match="drifting"), Tensors(*data))
+    recipe = DMVAE(settings(tmp_path / "run", codec, reference=name, match="adversarial"), Tensors(*data))
     with torch.device("meta"):
         again, shaped = recipe.opened(), recipe.shaper()
     assert torch.equal(again.sample(5), recipe.reference.sample(5))

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import one_hot
 
 from stillroom import match
 from stillroom.flows import Denoiser, Denoises, Flow, denoising_loss, guided
@@ -26,20 +27,27 @@ class ByScores:
     """The gap: for z_t = alpha z + sigma eps, F that learns the law of z as it moves, T of the reference,
 
         z descends  (push (F - u) + pull (u - T)) / mean |u - T|        in the prediction of F, u what z and eps say
+
+    Where nothing is to push there is no F.
     """
 
-    def __init__(self, reference: Flow, fake: Denoiser, law: Law, push: float, pull: float,
+    def __init__(self, reference: Flow, fake: Denoiser | None, law: Law, push: float, pull: float,
                  guidance: tuple[float, float], optimizer: Optimizer):
         self.reference, self.fake, self.law, self.push, self.pull = reference, fake, law, push, pull
         self.optimizer = optimizer
-        self.kind: Kind = fake.prediction
+        asked: Denoises = reference.denoiser if fake is None else fake
+        self.kind: Kind = asked.prediction
+        self.path = asked.path
         # With adapters there is one network: without them it answers for the reference.
-        self.bare = fake.net.base if isinstance(fake.net, Lora) else nullcontext
-        real = fake if isinstance(fake.net, Lora) else reference.denoiser
-        self.real, self.guided_fake = (guided(d, s) for d, s in zip((real, fake), guidance, strict=True))
+        adapted = fake.net if fake is not None and isinstance(fake.net, Lora) else None
+        self.bare = nullcontext if adapted is None else adapted.base
+        self.real = guided(reference.denoiser if adapted is None else asked, guidance[0])
+        self.guided_fake: Any = None if fake is None else guided(fake, guidance[1])
         self.drops = guidance[1] != 1
 
     def roles(self) -> Mapping[str, Role]:
+        if self.fake is None:
+            return {}
         adapters = isinstance(self.fake.net, Lora)
         return {"fake": Role(self.fake, self.optimizer, trains="lora_" if adapters else "")}
 
@@ -50,7 +58,7 @@ class ByScores:
         return torch.full((len(z),), denoiser.classes, device=z.device) if y is None else y
 
     def tracks(self, z: Tensor, y: Tensor | None, turn) -> dict[str, dict[str, Tensor]]:
-        if "fake" not in turn:
+        if self.fake is None or "fake" not in turn:
             return {}
         y = self.labels(self.fake, y, z)
         if y is not None and self.drops:
@@ -59,14 +67,16 @@ class ByScores:
 
     def pulls(self, z: Tensor, y: Tensor | None, turn) -> Tensor:
         t, eps = turn.draw(self.law), turn.randn(z)
-        c = self.fake.path.over(t, z)
+        c = self.path.over(t, z)
         with torch.no_grad():
             z_t = c.alpha * z + c.sigma * eps
-            fake = self.guided_fake(z_t, t, self.labels(self.fake, y, z))
+            fake = None if self.fake is None else self.guided_fake(z_t, t, self.labels(self.fake, y, z))
             with self.bare():
                 real = self.real.predict(self.kind, z_t, t, self.labels(self.real, y, z))
-        turn.tell("fake/apart", (fake.float() - real.float()).square().mean())
-        return match.prediction_gap(self.kind, z, eps, c, fake, real, push=self.push, pull=self.pull)
+        if fake is not None:
+            turn.tell("fake/apart", (fake.float() - real.float()).square().mean())
+        return match.prediction_gap(self.kind, z, eps, c, real if fake is None else fake, real, push=self.push,
+                                    pull=self.pull)
 
 
 class ByDrift:
@@ -89,24 +99,36 @@ class ByDrift:
 
 
 class ByCritic:
-    """A critic of latents, which tells them from samples of the reference, of all classes together."""
+    """A critic of latents, which tells them from samples of the reference: those of every class, where it is told how
+    many there are, from samples of that class. `arranged`: sample i is of class i modulo so many, where the reference
+    knows classes."""
 
-    def __init__(self, samples: Tensor, width: int, optimizer: Optimizer):
-        self.samples, self.optimizer = samples, optimizer
-        self.critic = nn.Sequential(nn.Flatten(), nn.Linear(samples[0].numel(), width), nn.LeakyReLU(0.2),
+    def __init__(self, samples: Tensor, width: int, optimizer: Optimizer, classes: int | None = None,
+                 arranged: int | None = None):
+        self.samples, self.optimizer, self.classes, self.arranged = samples, optimizer, classes, arranged or 1
+        self.critic = nn.Sequential(nn.Linear(samples[0].numel() + (classes or 0), width), nn.LeakyReLU(0.2),
                                     nn.Linear(width, width), nn.LeakyReLU(0.2), nn.Linear(width, 1))
 
     def roles(self) -> Mapping[str, Role]:
         return {"fake": Role(self.critic, self.optimizer)}
 
+    def judged(self, z: Tensor, y: Tensor | None) -> Tensor:
+        z = z.flatten(1)
+        return self.critic(z if y is None else torch.cat([z, one_hot(y, self.classes or 0).to(z)], 1))
+
+    def of_class(self, u: Tensor, y: Tensor | None) -> Tensor:
+        """Of u uniform in [0, 1), the numbers of samples, of the class y where they have one."""
+        rows = (u * (len(self.samples) // self.arranged)).long() * self.arranged
+        return rows if y is None or self.arranged == 1 else rows + y
+
     def tracks(self, z: Tensor, y: Tensor | None, turn) -> dict[str, dict[str, Tensor]]:
         if "fake" not in turn:
             return {}
-        rows = (turn.rand((len(z),)) * len(self.samples)).long()
-        return {"fake": {"hinge": critic_hinge(self.critic(self.samples[rows].to(z)), self.critic(z))}}
+        real = self.samples[self.of_class(turn.rand((len(z),)), y)].to(z)
+        return {"fake": {"hinge": critic_hinge(self.judged(real, y), self.judged(z, y))}}
 
     def pulls(self, z: Tensor, y: Tensor | None, turn) -> Tensor:
-        return maker_hinge(self.critic(z))
+        return maker_hinge(self.judged(z, y))
 
 
 def fake_of(reference: Flow, conditional: bool, make_net: Any, rank: int | None) -> Denoiser:

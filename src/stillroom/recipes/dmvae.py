@@ -22,6 +22,7 @@ Expect: latents nearer to the reference, and some reconstruction lost for it; th
 nothing like the data, of few modes above all, costs most.
 """
 
+import re
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -39,7 +40,7 @@ from stillroom.match import MATCHES
 from stillroom.measure.distances import sliced_wasserstein
 from stillroom.measure.samples import energy_distance
 from stillroom.nets.critic import PatchCritic
-from stillroom.paths import Law, Shifted, Uniform, dimension_shift
+from stillroom.paths import Law, LawName, dimension_shift, law_of
 from stillroom.recipes import flow as flows
 from stillroom.recipes._drawing import (
     balanced_hinge,
@@ -61,6 +62,8 @@ from stillroom.train.world import pick_device
 
 JUDGED = 512
 """Latents on which a reference's network must pass the gate."""
+OTHERS = ("drifting", "adversarial", "kl")
+"""What pulls beside scores."""
 COMPARED = 2000
 """Latents and samples of the reference between which distances are taken."""
 
@@ -83,11 +86,13 @@ class Settings(Squares):
     """gaussian, gmm:K[:STD], noised:LEVEL[:RUN], samples:FILE, or the run of a flow of this codec's latents."""
     foreign: bool = False
     """The reference's run was trained on other latents than this codec's, and is meant all the same."""
-    match: Literal["gap", "teacher", "student", "half", "drifting", "adversarial", "kl"] = "gap"
-    """gap: the difference of two scores. teacher, student: one of them; half: half of the student's. kl is the ordinary
-    VAE, for a codec that answers variances, and knows no reference but gaussian."""
+    match: str = "gap"
+    """gap: the difference of two scores. teacher, student: one of them; half: half of the student's; mix:PUSH:PULL: so
+    much of the student's and of the teacher's. drifting, adversarial: a field, a critic. kl is the ordinary VAE, for a
+    codec that answers variances, and knows no reference but gaussian."""
     conditional: bool = True
-    """Match the law of every class, where data and reference know classes; else that of all together."""
+    """Match the law of every class, where data and reference know classes; else that of all together, as drifting
+    does."""
     crop: Literal["centre", "random", "shrink"] = "centre"
     steps: Count = 4000
     """Of matching, counted as the fake score's."""
@@ -106,6 +111,8 @@ class Settings(Squares):
     """Of the fake score; 5 as released, which compares two laws that are sharpened alike; DMD2 asks for 1."""
     times: tuple[Share, Share] = (0.02, 0.98)
     """Noise times at which the scores are compared, before the shift by dimension; 0 1 as released."""
+    time_law: LawName = "uniform"
+    """Of those times, before the shift."""
     fake: Literal["full", "lora"] = "full"
     """lora: adapters on the reference's own network, so that only one lies in memory."""
     rank: Count = 16
@@ -128,12 +135,38 @@ class Settings(Squares):
     critic: Optimizer = field(default_factory=lambda: Optimizer(lr=2e-4, betas=(0.5, 0.9), name="adam"))
 
 
+def shares_of(name: str) -> tuple[float, float] | None:
+    """(push, pull) of a match by scores; None of another."""
+    if found := re.fullmatch(r"mix:(\d+\.?\d*|\.\d+):(\d+\.?\d*|\.\d+)", name):
+        return float(found[1]), float(found[2])
+    return MATCHES.get(name)
+
+
+def refuse_idle(s: Settings, data) -> None:
+    """A match that is not there, and settings that have no effect beside the one that is."""
+    shares = shares_of(s.match)
+    if (shares is None and s.match not in OTHERS) or shares == (0, 0):
+        raise Refusal(f"match {s.match!r}: one of {', '.join((*MATCHES, *OTHERS))}, or mix:PUSH:PULL with two numbers, "
+                      "of which one is above 0")
+    fields, push = Settings.__dataclass_fields__, 0 if shares is None else shares[0]
+    for has, lacks, names in ((shares, "asks no scores", ("times", "time_law", "guidance")),
+                              (push, "has no fake score", ("fake", "rank", "score_net", "fake_guidance"))):
+        for name in () if has else names:
+            if getattr(s, name) != (ScoreNet() if name == "score_net" else fields[name].default):
+                raise Refusal(f"{name}: match {s.match} {lacks}; leave it out, or give --match gap")
+    if s.fake == "full" and s.rank != fields["rank"].default:
+        raise Refusal(f"rank {s.rank}: of adapters, and the fake score is whole; add --fake lora, or leave it out")
+    if s.match == "drifting" and s.conditional and data.classes:
+        raise Refusal("match drifting: it brings all classes together to the reference; say --no-conditional")
+
+
 def is_guided(s: Settings) -> bool:
     return s.guidance != 1 or s.fake_guidance != 1
 
 
 def refuse_what_cannot_be(s: Settings, codec: Codec, data) -> None:
     require_whole_latents(data, codec.space.factor)
+    refuse_idle(s, data)
     refuse_critic(s.adversarial, s.critic_from, s.adversarial_from, s.size)
     if s.adversarial:
         last_weight(codec.decoder)
@@ -141,13 +174,8 @@ def refuse_what_cannot_be(s: Settings, codec: Codec, data) -> None:
         raise Refusal("l1, l2 and perceptual are all 0, so nothing holds the latents to the pictures; set one above 0")
     if not s.times[0] < s.times[1]:
         raise Refusal(f"times {s.times[0]:g} {s.times[1]:g}: give an earlier and a later one")
-    if is_guided(s) and s.match not in MATCHES:
-        raise Refusal(f"guidance: match {s.match} asks no scores; leave --guidance and --fake-guidance at 1, or give "
-                      "--match gap")
     if is_guided(s) and not (s.conditional and data.classes):
         raise Refusal("guidance: it wants scores of classes; leave it at 1, or give data with labels and --conditional")
-    if s.fake == "lora" and s.match not in MATCHES:
-        raise Refusal(f"fake lora: match {s.match} has no fake score; leave it out")
     if s.match == "kl" and s.reference != "gaussian":
         raise Refusal(f"match kl: its reference is gaussian, not {s.reference}; for another one: --match gap")
     if s.shard:
@@ -224,21 +252,23 @@ class DMVAE(Recipe):
 
     def law(self) -> Law:
         shift = max(self.reference.shift, dimension_shift(self.before[0].numel()))
-        law = Uniform(*self.settings.times)
-        return law if shift == 1 else Shifted(law, shift)
+        return law_of(self.settings.time_law, self.reference.denoiser.path, shift, *self.settings.times)
 
     def shaper(self) -> ByScores | ByDrift | ByCritic | None:
         s = self.settings
-        if s.match in MATCHES:
+        if shares := shares_of(s.match):
+            push, pull = shares
             fake = fake_of(self.reference, self.classes is not None,
                            lambda shape, classes: flows.make_net(s.score_net, shape, classes),
-                           s.rank if s.fake == "lora" else None)
-            return ByScores(self.reference, fake, self.law(), *MATCHES[s.match], (s.guidance, s.fake_guidance), s.score)
+                           s.rank if s.fake == "lora" else None) if push else None
+            return ByScores(self.reference, fake, self.law(), push, pull, (s.guidance, s.fake_guidance), s.score)
         if s.match == "kl":
             return None
         with torch.device("cpu"):
             samples = self.reference.sample(4 * COMPARED, seed_of(s.seed, "samples")).to(self.device)
-        return ByDrift(samples) if s.match == "drifting" else ByCritic(samples, 256, s.score)
+        if s.match == "drifting":
+            return ByDrift(samples)
+        return ByCritic(samples, 256, s.score, self.classes, self.reference.classes if self.classes else None)
 
     # ---- learning ----
 
@@ -281,7 +311,7 @@ class DMVAE(Recipe):
             if self.shaped is None:
                 z = z + (cast(Tensor, logvar).float() / 2).exp() * turn.randn(z)
             losses |= self.drawn_terms(x, z, turn, "codec")
-            losses["codec"][self.settings.match] = self.settings.weight * pull
+            losses["codec"][self.settings.match.partition(":")[0]] = self.settings.weight * pull
         return losses
 
     def drawn_terms(self, x: Tensor, z: Tensor, turn, role: str) -> dict[str, dict[str, Tensor]]:
