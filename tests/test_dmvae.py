@@ -4,14 +4,16 @@ wrong."""
 import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 import stillroom as package
 from command import stillroom
+from pipelines import folder_of, prompts_file
 from stepping import same, state, steps_of, trainer_of
 from stillroom import match
 from stillroom.cli import compare, comparison
@@ -32,8 +34,11 @@ from stillroom.settings import Images, Optimizer, Refusal
 from stillroom.train import Product, Silent, fit, load_product, read_run, save_product
 from stillroom.train.folder import read_rows
 from stillroom.train.loop import Trainer
+from test_docs import blocks
 
+ROOT = Path(__file__).parents[1]
 RATE = Optimizer(lr=1e-3)
+FLOW = "--net dit --width 32 --depth 1 --patch 1 --steps 400 --batch 64 --precision float32 --model.lr 3e-3 --quiet"
 TINY = {"data": "given", "size": 8, "batch": 8, "precision": "float32", "log_every": 1, "perceptual": 0.0, "every": 3,
         "fake_steps": 2, "decoder_steps": 2, "steps": 6, "critic_width": 8, "model": RATE, "decoder": RATE,
         "score": RATE, "score_net": ScoreNet(width=16, depth=1)}
@@ -363,6 +368,35 @@ def test_samples_of_anything_are_a_reference(tmp_path, x, codec):
                      "--decoder-steps 1 --perceptual 0 --precision float32 --score-net.width 16 --score-net.depth 1 "
                      "--out", tmp_path / "many", "--reference", reference)
     assert told.code == 0 and "5000 of 5100 samples" in told.out + told.err
+
+
+@pytest.mark.filterwarnings("ignore")       # of transformers, which go with every release
+def test_the_pages_examples_of_references_run(tmp_path, monkeypatch, codec, drawing):
+    """Text embeddings of a tiny pipeline, another codec's latents, and a flow of those."""
+    pytest.importorskip("diffusers")
+    pytest.importorskip("transformers")
+    monkeypatch.chdir(tmp_path)
+    text, theirs = blocks((ROOT / "docs/recipes/dmvae.md").read_text(), "python")
+    prompts = prompts_file(tmp_path / "texts.txt", [f"{a} {b}" for a in ("a red", "the blue", "one", "some")
+                                                    for b in ("cat", "dog", "house", "tree")])
+    told = stillroom("cache --prompts", prompts, "--teacher", folder_of("sdxl", tmp_path / "sdxl"),
+                     "--size 64 --out prompts")
+    assert told.code == 0, told.err
+    exec(text.replace("4 * 8 * 8", "3 * 2 * 2"), {})
+    x = load_file("text.safetensors")["x"]
+    assert x.shape == (16, 12) and torch.allclose(x.T @ x / 16, torch.eye(12), atol=1e-4)
+    for words in ("cache --out theirs", f"train flow --out other {FLOW}"):
+        told = stillroom(words, "--data digits --size 8 --codec", drawing)
+        assert told.code == 0, told.err
+    exec(theirs, {})
+    other = load_file("theirs.safetensors")
+    z = package.load(drawing).encode(open_source(Images(data="digits", size=8)).fetch(range(20), 0).x)
+    assert torch.allclose(other["x"][:20], z, atol=1e-4) and other["y"][:20].max() < 10
+    for i, reference in enumerate(("samples:text.safetensors", "samples:theirs.safetensors", "other --foreign")):
+        told = stillroom("distill dmvae --codec", codec, "--data digits --size 8 --steps 3 --batch 8 --fake-steps 1 "
+                         "--decoder-steps 1 --perceptual 0 --precision float32 --quiet --out", f"run{i} --reference",
+                         reference)
+        assert told.code == 0, told.err
 
 
 # ---- how it is compared ----
