@@ -19,11 +19,13 @@ from stillroom import match
 from stillroom.cli import compare, comparison
 from stillroom.cli.comparison_data import pictures_of
 from stillroom.codecs import Codec, fingerprint
+from stillroom.codecs.tokens import TokenEncoder
 from stillroom.data import Batch, Tensors, open_source, sample
 from stillroom.flows import Denoiser, Flow, denoising_loss
 from stillroom.flows.references import gaussian
 from stillroom.nets import MLP, Lora
 from stillroom.paths import Linear, Shifted, Uniform, dimension_shift, law_of
+from stillroom.recipes._masking import Own
 from stillroom.recipes._shaping import ByCritic, ByDrift, ByScores, fake_of
 from stillroom.recipes.dmvae import DMVAE, ScoreNet, Settings
 from stillroom.recipes.flow import FlowMatching
@@ -55,9 +57,10 @@ def x(data):
 
 
 def tokenizer(out, x, **more):
-    settings = TokenizerSettings(data="given", size=8, patch=4, batch=8, precision="float32", perceptual=0.0, latent=3,
-                                 encoder="conv", params=9000, decoder_params=9000, statistics_pictures=64, steps=120,
-                                 model=Optimizer(lr=4e-3), average=0.9, out=out, **more)
+    settings = TokenizerSettings(**{"data": "given", "size": 8, "patch": 4, "batch": 8, "precision": "float32",
+                                    "perceptual": 0.0, "latent": 3, "encoder": "conv", "params": 9000,
+                                    "decoder_params": 9000, "statistics_pictures": 64, "steps": 120,
+                                    "model": Optimizer(lr=4e-3), "average": 0.9, "out": out, **more})
     return str(fit(Tokenizer, settings, Silent(), data=x))
 
 
@@ -287,6 +290,33 @@ def test_only_steps_that_move_the_codec_decode(tmp_path, x, codec, monkeypatch):
         before = now
     assert decoded == [2, 5]                        # the codec's turns: the last of each three steps
     assert moved == [2, 5] and tracked == [0, 1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.parametrize("kind", ["own", "transformers"])
+def test_with_tokens_everything_is_live(tmp_path, x, kind):
+    """The trunk was frozen while its tokenizer learned: every tensor of it moves here, beside bottleneck, decoder, fake
+    score and critic."""
+    more = {"encoder": "own", "encoder_steps": 20, "own": Own(width=16, depth=1, heads=2, painter_width=16,
+                                                              painter_depth=1)}
+    if kind == "transformers":
+        transformers = pytest.importorskip("transformers")
+        config = transformers.Dinov2WithRegistersConfig(hidden_size=64, num_hidden_layers=1, num_attention_heads=1,
+                                                        image_size=28, patch_size=7)
+        transformers.Dinov2WithRegistersModel(config).save_pretrained(tmp_path / "dino")
+        more = {"encoder": str(tmp_path / "dino")}
+    begun = tokenizer(tmp_path / "codec", x, **more)
+    given = settings(tmp_path / "no", begun, adversarial=0.5, critic_from=0.0, adversarial_from=0.0, every=1)
+    recipe = DMVAE(given, Tensors(x))
+    trunk = recipe.codec.encoder.trunk
+    assert isinstance(trunk, TokenEncoder) == (kind == "transformers")
+    parts = {"trunk": trunk, "codec": recipe.codec, "fake": recipe.shaped.fake, "critic": recipe.critic}
+    before = {name: {k: p.detach().clone() for k, p in part.named_parameters()} for name, part in parts.items()}
+    for _ in steps_of(trainer_of(recipe, given), 6):
+        pass
+    for name, part in parts.items():
+        still = [k for k, p in part.named_parameters() if torch.equal(p, before[name][k])]
+        # No token is masked here; and on the critic's last bias both sides of a hinge that is not met pull alike.
+        assert [k for k in still if "mask_token" not in k and (name, k) != ("critic", "layers.8.bias")] == [], name
 
 
 def test_the_decoder_is_tuned_to_the_average_encoder_which_stays(tmp_path, x, codec):

@@ -19,7 +19,7 @@ from stillroom.train.folder import read_rows
 from stillroom.train.shard import shard
 from stillroom.train.world import World
 from three_roles import Generator  # noqa: F401  (its product names this class)
-from two_processes import CASES, SPREAD, run, save_teacher
+from two_processes import BALANCED, CASES, SPREAD, balanced, run, save_teacher
 
 HERE = Path(__file__).parent
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
@@ -105,6 +105,19 @@ def test_recipes_leave_the_same_product_sharded_over_two_processes(tmp_path, tea
     started(TORCHRUN, tmp_path, "recipes", teacher)
     for case in SPREAD:
         assert_same(tmp_path / case, whole(case))
+
+
+def test_terms_weighed_by_gradients_are_weighed_by_those_of_all_processes(tmp_path):
+    """Two processes, each with half of the batch, strike one balance."""
+    alone, two = tmp_path / "alone", tmp_path / "two"
+    for name in BALANCED:
+        balanced(name, alone / name, alone / "tokenizer")
+    started(TORCHRUN, two, "balanced", alone / "tokenizer")
+    for name in BALANCED:
+        assert_same(two / name, alone / name)
+        rows = [read_rows(out / name / "metrics.jsonl") for out in (alone, two)]
+        weighed = [[row[key] for row in found for key in row if key.endswith("/balance")] for found in rows]
+        assert len(weighed[0]) == 4 and weighed[1] == pytest.approx(weighed[0], rel=1e-4)
 
 
 def test_weights_that_cannot_be_sharded_are_refused():

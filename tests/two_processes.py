@@ -12,6 +12,7 @@ from stillroom.nets import MLP
 from stillroom.paths import Linear
 from stillroom.recipes import find
 from stillroom.recipes._adversary import Adversarial
+from stillroom.recipes.dmvae import ScoreNet
 from stillroom.settings import Optimizer
 from stillroom.train import Product, Silent, start
 from stillroom.train.product import save_product
@@ -37,6 +38,17 @@ CASES = {
                               "early": 0.5}),
 }
 SPREAD = ("dmd, heads on what learns", "gdd", "sds", "msd, smaller")     # over two processes too
+
+SMALL = {"data": "given", "size": 8, "steps": 4, "batch": 16, "precision": "float32", "device": "cpu", "log_every": 1,
+         "perceptual": 0.0, "critic_width": 4, "adversarial": 0.5, "critic_from": 0.0, "adversarial_from": 0.0,
+         "model": FAST, "critic": FAST}
+BALANCED = {
+    "tokenizer": {"encoder": "conv", "patch": 4, "latent": 3, "params": 4000, "decoder_params": 4000},
+    "dmvae": {"reference": "gaussian", "every": 2, "fake_steps": 1, "decoder_steps": 2, "decoder": FAST, "score": FAST,
+              "score_net": ScoreNet(width=16, depth=1)},
+}
+"""Recipes whose critic's term is weighed by gradients of all processes together; the second begins with what the first
+leaves."""
 
 
 class NoDropout(ThreeRoles):
@@ -71,8 +83,24 @@ def run(case: str, out: Path, teacher: Path, shard: bool) -> Path:
     return out
 
 
+def balanced(name: str, out: Path, codec: Path | None) -> Path:
+    """A few steps beside a critic, on noise for pictures."""
+    recipe = find(name)
+    ungated = type(recipe.__name__, (recipe,), {"check": lambda self, batch: None})
+    more = {} if name == "tokenizer" else {"codec": str(codec)}
+    x = torch.rand(64, 3, 8, 8, generator=torch.Generator().manual_seed(2)) * 2 - 1
+    start(ungated, recipe.Settings(**{"out": out, **SMALL, **BALANCED[name], **more}), name, {"data": Tensors(x)},
+          Silent())
+    return out
+
+
 if __name__ == "__main__":
     out, how = Path(sys.argv[1]), sys.argv[2]
+    if how == "balanced":
+        with open_world("cpu"):
+            for name in BALANCED:
+                balanced(name, out / name, Path(sys.argv[3]))
+        sys.exit()
     if how == "recipes":
         with open_world("cpu") as world:
             assert world.each(f"process {world.rank}") == ["process 0", "process 1"]
