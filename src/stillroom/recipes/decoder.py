@@ -4,12 +4,15 @@ Problem: the decoder of an image codec costs more than its encoder; previews, an
 
 Equation: with the teacher's encoder E_T and decoder D_T, and z = mu_T(x),
 
-    min_D  E_x  a |D(z) - x|_1 + b |D(z) - D_T(z)|_1      (and the terms of `weights`, each 0 unless given)
+    min_D  E_x  a e(D(z), x) + b e(D(z), D_T(z)),    e(u, v) = |u - v|_1 + |u - v|^2
+
+and the other terms of `weights`, each 0 unless given.
 
 Paper: Turbo-VAED: Fast and Stable Transfer of Video-VAEs to Mobile Devices, arXiv 2508.09136. The form is that of TAESD
 (https://github.com/madebyollin/taesd), which has no paper.
 
-Expect: reconstructions some tenths of a decibel below the teacher's; without an adversarial term, softer texture.
+Expect: reconstructions a decibel or so below the teacher's (28.08 dB for 29.40 was measured, with a fifth of its
+parameters); without an adversarial term, softer texture.
 """
 
 from collections.abc import Callable
