@@ -374,6 +374,22 @@ def test_an_idle_role_does_not_move():
     first, last = (running.learned(null, steps=steps, **common) for steps in (2, 120))
     assert torch.equal(first.model, last.model)
     assert (last.record["steps"], last.rows[-1]["step"]) == (120, 120)
+    assert first.evaluations == 2 * 32 + 2 * 32     # the fake score twice, then for the gap both scores once
+
+
+def test_evaluations_are_measured_and_as_many_for_sid_as_for_dmd(monkeypatch):
+    from stillroom.claims import sid
+
+    flow_on = sid.flow_on
+    monkeypatch.setattr(sid, "flow_on", lambda spec, seed, steps: flow_on(spec, seed, 2, width=16))
+    monkeypatch.setattr(sid, "UPDATES", 2)
+    monkeypatch.setattr(sid, "far_by_class", lambda x, y, spec: 0.0)
+    mine, theirs = (sid.measure(arm, 1, False) for arm in ("sid", "dmd"))
+    for key in (running.EVALUATIONS, f"{running.EVALUATIONS}, teacher guided"):
+        assert mine[key] == theirs[key]
+    # of 256, for an update: 2 of the student, 3 of the fake score, 1 of the teacher, which guidance asks twice
+    assert mine[running.EVALUATIONS] == pytest.approx(2 * 256 * 6 / 1e6)
+    assert theirs[f"{running.EVALUATIONS}, teacher guided"] == pytest.approx(2 * 256 * 7 / 1e6)
 
 
 def test_the_margin_against_sds_keeps_its_sign_where_noise_turns_that_of_mmd():

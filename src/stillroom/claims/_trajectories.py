@@ -1,8 +1,6 @@
-"""Where a flow's trajectories end, how far from there others come that begin at the same noise, and what they cost."""
+"""Where a flow's trajectories end, and how far from there others come that begin at the same noise."""
 
-from collections.abc import Mapping
 from functools import cache
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,11 +11,6 @@ from stillroom.paths import uniform_grid
 from stillroom.settings import seed_of
 
 N, EXACT = 1000, 400
-
-
-def evaluations(record: Mapping[str, Any], steps: int, batch: int) -> float:
-    """Of all networks in training, for a sample of a step."""
-    return sum(record["evaluations"].values()) / (steps * batch)
 
 
 def drawn_from(seed: int) -> int:

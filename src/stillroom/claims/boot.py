@@ -20,7 +20,7 @@ on seed 1, where 600 did as well.
 from typing import Any
 
 from stillroom.claims._mixtures import far, flow_on
-from stillroom.claims._trajectories import N, apart, drawn_from, ends, evaluations
+from stillroom.claims._trajectories import N, apart, drawn_from, ends
 from stillroom.claims.claim import Check, Claim
 from stillroom.claims.run import idle, learned
 from stillroom.recipes.boot import BOOT
@@ -42,8 +42,7 @@ def measure(arm: str, seed: int, quick: bool) -> dict[str, float]:
         run = learned(recipe, teacher=teacher, steps=steps, batch=BATCH, student=RATE, average=0.99, seed=seed,
                       log_every=100, **more)
         x = run.model.sample(N, drawn_from(seed))
-        told = {INPUTS: float(len(run.record["inputs"])),
-                "evaluations in training": evaluations(run.record, steps, BATCH)}
+        told = {INPUTS: float(len(run.record["inputs"])), "evaluations in training": run.evaluations / (steps * BATCH)}
     return {DISTANCE: apart(x, ends(teacher, seed)), "energy distance x 1000": 1000 * far(x, GRID), **told}
 
 

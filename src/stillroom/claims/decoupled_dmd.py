@@ -34,7 +34,7 @@ import torch
 from torch import Tensor
 
 from stillroom.claims.claim import Check, Claim
-from stillroom.claims.run import idle, learned, run_in, shared_place
+from stillroom.claims.run import EVALUATIONS, idle, learned, run_in, shared_place
 from stillroom.flows import Flow, Mixture
 from stillroom.measure import energy_distance, held_modes
 from stillroom.recipes.decoupled_dmd import DecoupledDMD
@@ -97,7 +97,7 @@ def measure(arm: str, seed: int, quick: bool) -> dict[str, float]:
     run = learned(recipe, **settings)
     told = [row["samples/variance"] for row in run.rows if "samples/variance" in row]
     growth = {GROWTH: told[-1] / told[len(told) // 2 - 1]} if told else {}
-    return seen(run.model.sample(N, seed), truth) | growth
+    return seen(run.model.sample(N, seed), truth) | growth | {EVALUATIONS: run.evaluations / 1e6}
 
 
 def seen(x: Tensor, truth: Tensor) -> dict[str, float]:

@@ -31,14 +31,14 @@ import torch
 
 from stillroom.claims._mixtures import draw, flow_of, flow_on
 from stillroom.claims.claim import Check, Claim
-from stillroom.claims.run import idle, learned
+from stillroom.claims.run import EVALUATIONS, idle, learned
 from stillroom.measure import energy_distance
 from stillroom.recipes._students import at_noise
 from stillroom.recipes.disback import DisBack
 from stillroom.recipes.dmd import DMD
 from stillroom.settings import Optimizer
 
-GRID, STEPS, RECORD, EVERY, LOOK, NEAR = "grid:5:0.05", 700, 200, 2, 25, 0.01
+GRID, STEPS, RECORD, EVERY, LOOK, LOOKED_AT, NEAR = "grid:5:0.05", 700, 200, 2, 25, 1000, 0.01
 STARTS = ("teacher", "elsewhere")
 RATES: dict[str, Any] = {"student": Optimizer(lr=1e-3, clip=1.0, warmup=10), "score": Optimizer(lr=1e-3, clip=1.0)}
 
@@ -52,7 +52,7 @@ def flow_at(start: str, seed: int, quick: bool) -> str:
 
 def looked_at(recipe: type) -> type:
     """The recipe, which tells how far its student is wherever a row is written."""
-    z = torch.randn(1000, 2, generator=torch.Generator().manual_seed(0))
+    z = torch.randn(LOOKED_AT, 2, generator=torch.Generator().manual_seed(0))
     reference = draw(GRID, 2000, "reference")[0]
 
     class Looked(recipe):
@@ -66,8 +66,8 @@ def looked_at(recipe: type) -> type:
     return Looked
 
 
-def distances(arm: str, start: str, seed: int, quick: bool) -> list[float]:
-    """At every look."""
+def distances(arm: str, start: str, seed: int, quick: bool) -> tuple[list[float], int]:
+    """At every look, and the evaluations of the run without those of the looks."""
     recipe = {"plain": DMD, "null": idle(DisBack, "student")}.get(arm, DisBack)
     share = 4 if quick else 1
     way: dict[str, Any] = {} if recipe is DMD else {"record": RECORD // share, "kept": 3, "advance": 50 // share}
@@ -75,18 +75,19 @@ def distances(arm: str, start: str, seed: int, quick: bool) -> list[float]:
     origin: dict[str, Any] = {"origin": flow_at(start, seed, quick)} if start == "elsewhere" else {}
     run = learned(looked_at(recipe), teacher=flow_at("teacher", seed, quick), steps=STEPS // share, every=EVERY,
                   batch=256, seed=seed, log_every=LOOK, **RATES, **way, **origin)
-    return [row["student/far"] for row in run.rows]
+    return [row["student/far"] for row in run.rows], run.evaluations - LOOKED_AT * len(run.rows)
 
 
 def measure(arm: str, seed: int, quick: bool) -> dict[str, float]:
     found: dict[str, float] = {}
     for start in STARTS:
-        looks = distances(arm, start, seed, quick)
+        looks, asked = distances(arm, start, seed, quick)
         near = (k for k in range(1, len(looks)) if max(looks[k - 1 : k + 1]) < NEAR)
         steps = LOOK * (next(near, len(looks) - 1) + 1)
         record = 0 if arm == "plain" else RECORD // (4 if quick else 1)
         found |= {f"steps, from {start}": steps, f"updates, from {start}": max(0, steps - record) // EVERY,
-                  f"last distance x 1000, from {start}": 1000 * sum(looks[-5:]) / 5}
+                  f"last distance x 1000, from {start}": 1000 * sum(looks[-5:]) / 5,
+                  f"{EVALUATIONS}, from {start}": asked / 1e6}
     return found
 
 

@@ -33,7 +33,7 @@ from torch import Tensor
 from stillroom import train
 from stillroom.claims._digits import features, pixels
 from stillroom.claims.claim import Check, Claim
-from stillroom.claims.run import idle, learned, run_in, shared_place
+from stillroom.claims.run import EVALUATIONS, idle, learned, run_in, shared_place
 from stillroom.measure import panel
 from stillroom.recipes.endpoint import Endpoint
 from stillroom.recipes.flow import FlowMatching
@@ -83,7 +83,8 @@ def measure(arm: str, seed: int, quick: bool) -> dict[str, float]:
                   steps=steps, seed=seed, **settings)
     share = run.record["parameters"]["student"] / sum(p.numel() for p in run.model.parameters())
     spent = time.perf_counter() - start
-    return judged(run.model.sample(N, seed), seed) | {"share of weights learned": share, "seconds": spent}
+    return judged(run.model.sample(N, seed), seed) | {
+        "share of weights learned": share, "seconds": spent, EVALUATIONS: run.evaluations / 1e6}
 
 
 def judged(x: Tensor, seed: int) -> dict[str, float]:

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from stillroom import train
 from stillroom.claims._mixtures import draw, flow_on
-from stillroom.claims._trajectories import N, apart, drawn_from, evaluations
+from stillroom.claims._trajectories import N, apart, drawn_from
 from stillroom.claims.claim import Check, Claim
 from stillroom.claims.run import idle, learned
 from stillroom.flows import Flow
@@ -79,7 +79,7 @@ def measure(arm: str, seed: int, quick: bool) -> dict[str, float]:
     x, asked = sampled(run.model, seed, STRENGTH if arm == "told" else 1.0)
     whole = sum(p.numel() for p in train.load(taught).parameters())
     return {DISTANCE: apart(x, target), ASKED: asked, SHARE: run.record["parameters"]["student"] / whole,
-            "evaluations in training": evaluations(run.record, steps, BATCH)}
+            "evaluations in training": run.evaluations / (steps * BATCH)}
 
 
 CLAIM = Claim(

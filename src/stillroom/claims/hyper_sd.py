@@ -31,7 +31,7 @@ from typing import Any
 from torch import Tensor
 
 from stillroom.claims._mixtures import draw, far, flow_on
-from stillroom.claims._trajectories import N, apart, drawn_from, ends, evaluations
+from stillroom.claims._trajectories import N, apart, drawn_from, ends
 from stillroom.claims.claim import Check, Claim
 from stillroom.claims.run import idle, learned
 from stillroom.flows import FewStep
@@ -63,7 +63,7 @@ def student(name: str, seed: int, quick: bool) -> tuple[FewStep, float]:
     run = learned(recipe, {"data": draw(GRID, 20_000, "flow", seed)[0]}, data="given", size=1,
                   teacher=teacher(seed, quick), steps=steps, batch=BATCH, student=RATE, average=0.99, seed=seed,
                   log_every=100, **more)
-    return run.model, evaluations(run.record, steps, BATCH)
+    return run.model, run.evaluations / (steps * BATCH)
 
 
 def drawn(arm: str, k: int, seed: int, quick: bool) -> tuple[Tensor, float]:

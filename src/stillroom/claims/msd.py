@@ -26,7 +26,7 @@ from torch import Tensor
 
 from stillroom.claims._mixtures import draw, far, far_by_class, flow_on, mixture
 from stillroom.claims.claim import Check, Claim
-from stillroom.claims.run import idle, learned
+from stillroom.claims.run import EVALUATIONS, idle, learned
 from stillroom.measure import held_modes
 from stillroom.recipes.msd import MSD
 from stillroom.settings import Optimizer
@@ -55,7 +55,7 @@ def drawn(arm: str, seed: int, quick: bool) -> tuple[Tensor, Tensor, dict[str, f
     student, spent = run.model, run.record["evaluations"]
     own = sum(n for name, n in spent.items() if name.startswith("student"))
     return student.sample(N, seed), student.labels(0, N), {
-        "millions of evaluations": sum(spent.values()) / 1e6, "of students": own / 1e6,
+        EVALUATIONS: run.evaluations / 1e6, "of students": own / 1e6,
         "weights of a student": sum(p.numel() for p in student.students[0].parameters()),
     }
 

@@ -34,7 +34,7 @@ from torch import Tensor
 
 from stillroom.claims._mixtures import draw, far, flow_on, mixture
 from stillroom.claims.claim import Check, Claim
-from stillroom.claims.run import idle, learned, shared_place
+from stillroom.claims.run import EVALUATIONS, idle, learned, shared_place
 from stillroom.flows import Flow, Mixture
 from stillroom.measure import held_modes, modes, total_variation
 from stillroom.paths import naive_target
@@ -72,26 +72,28 @@ ARMS: Mapping[str, tuple[type, dict[str, Any]]] = {
 }
 
 
-def samples(arm: str, seed: int, quick: bool) -> Tensor:
+def samples(arm: str, seed: int, quick: bool) -> tuple[Tensor, dict[str, float]]:
+    """[N, 2], and what they cost."""
     if arm == "truth":
-        return draw(GRID, N, "fresh", seed)[0]
+        return draw(GRID, N, "fresh", seed)[0], {}
     recipe, more = ARMS[arm]
     updates = 20 if arm == "null" else 200 if quick else UPDATES
     rate = Optimizer(lr=FAST if arm == "dmd-ode-fast" else RATE, clip=1.0, warmup=20, decay="cosine")
     origin = flow_on(GRID, seed, steps=500 if quick else 2000, width=64, labelled=False)
     run = learned(recipe, teacher=teacher(), origin=origin, steps=EVERY * updates, every=EVERY, batch=256,
                   average=0.99, student=rate, score=Optimizer(lr=1e-3, clip=1.0), seed=seed, **more)
-    return run.model.sample(N, seed)
+    return run.model.sample(N, seed), {EVALUATIONS: run.evaluations / 1e6}
 
 
 def measure(arm: str, seed: int, quick: bool) -> dict[str, float]:
-    x, means = samples(arm, seed, quick), mixture(GRID).means
+    (x, cost), means = samples(arm, seed, quick), mixture(GRID).means
     mine = modes(x, means)
     return {
         "energy distance x 1000": 1000 * far(x, GRID),
         "shares off by": float(total_variation(mine.share, torch.full_like(mine.share, 1 / len(means)))),
         "modes": held_modes(x, means, 3 * STD).modes,
         "spread / truth's": float(mine.spread) / STD,
+        **cost,
     }
 
 

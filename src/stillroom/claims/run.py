@@ -51,6 +51,11 @@ class Learned(NamedTuple):
         """The part of the product that is what its kind says."""
         return self.product.parts[self.product.kind]
 
+    @property
+    def evaluations(self) -> int:
+        """In training, of all generators and denoisers, for a sample each."""
+        return sum(self.record["evaluations"].values())
+
 
 def learned(recipe: type, given: Mapping[str, Any] | None = None, **settings: Any) -> Learned:
     """What such a run leaves; its folder goes."""
@@ -66,6 +71,9 @@ def shared_place() -> Path:
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return Path(folder)
 
+
+EVALUATIONS = "millions of evaluations"
+"""What a claim calls those that an arm took in training."""
 
 LOOK = 0.2
 """Seconds between looks for whether to stop."""

@@ -28,7 +28,7 @@ import torch
 
 from stillroom.claims._mixtures import draw, far_by_class, flow_on
 from stillroom.claims.claim import Check, Claim
-from stillroom.claims.run import idle, learned
+from stillroom.claims.run import EVALUATIONS, idle, learned
 from stillroom.recipes._adversary import Adversarial
 from stillroom.recipes.dmd import DMD
 from stillroom.recipes.sid import SiD
@@ -50,22 +50,23 @@ def measure(arm: str, seed: int, quick: bool) -> dict[str, float]:
     rates = {"student": Optimizer(lr=1e-3, betas=betas, clip=1.0, warmup=50, decay="cosine"),
              "score": Optimizer(lr=2e-3, betas=betas, clip=1.0)}
 
-    def distance(**more: Any) -> float:
+    def distance(name: str, **more: Any) -> dict[str, float]:
         given = {"given": {"data": draw(RING, 5000, "data", seed)}} if "data" in more else {}
         run = learned(recipe, **given, teacher=RING, origin=origin, steps=EVERY * updates, every=EVERY, batch=256,
                       average=0.995, seed=seed, log_every=200, **rates, **more)
-        return 1000 * far_by_class(run.model.sample(N, seed), torch.arange(N) % 6, RING)
+        return {name: 1000 * far_by_class(run.model.sample(N, seed), torch.arange(N) % 6, RING),
+                name.replace(PLAIN, EVALUATIONS): run.evaluations / 1e6}
 
     match arm:
         case "dmd":
-            return {name: distance(**GUIDED[name]) for name in (PLAIN, ALONE)}
+            return distance(PLAIN) | distance(ALONE, **GUIDED[ALONE])
         case "sid-lsg":
-            return {BOTH: distance(**GUIDED[BOTH], fake_own_guidance=SCALE)}
+            return distance(BOTH, **GUIDED[BOTH], fake_own_guidance=SCALE)
         case "sid-zero":
-            return {PLAIN: distance(cfg="zero", **ANCHOR)}
+            return distance(PLAIN, cfg="zero", **ANCHOR)
         case "sid-anti":
-            return {PLAIN: distance(cfg="anti", fake_guidance=-1.0, **ANCHOR)}
-    return {name: distance(**more) for name, more in GUIDED.items()}
+            return distance(PLAIN, cfg="anti", fake_guidance=-1.0, **ANCHOR)
+    return distance(PLAIN) | distance(ALONE, **GUIDED[ALONE]) | distance(BOTH, **GUIDED[BOTH])
 
 
 CLAIM = Claim(

@@ -27,7 +27,7 @@ from torch import Tensor
 from stillroom import train
 from stillroom.claims._mixtures import far, flow_on, mixture, spread
 from stillroom.claims.claim import Check, Claim
-from stillroom.claims.run import idle, learned
+from stillroom.claims.run import EVALUATIONS, idle, learned
 from stillroom.recipes.swiftbrush import SwiftBrush
 from stillroom.settings import Optimizer
 from stillroom.train import Role
@@ -63,7 +63,8 @@ def measure(arm: str, seed: int, quick: bool) -> dict[str, float]:
     steps = 20 if arm == "null" else 400 if quick else STEPS
     run = learned(recipe, teacher=teacher, steps=steps, batch=256, average=0.995, seed=seed, log_every=100, **RATES)
     numbers = run.record["parameters"]
-    return seen(run.model.sample(N, seed)) | {SHARE: numbers["fake"] / numbers["student"]}
+    return seen(run.model.sample(N, seed)) | {SHARE: numbers["fake"] / numbers["student"],
+                                              EVALUATIONS: run.evaluations / 1e6}
 
 
 def seen(x: Tensor) -> dict[str, float]:

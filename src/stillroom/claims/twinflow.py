@@ -31,7 +31,6 @@ from torch import Tensor, nn
 
 from stillroom import train
 from stillroom.claims._digits import features, pixels, space
-from stillroom.claims._trajectories import evaluations
 from stillroom.claims.claim import Check, Claim
 from stillroom.claims.run import idle, learned, run_in, shared_place
 from stillroom.measure import energy_distance, panel
@@ -93,7 +92,7 @@ def measure(arm: str, seed: int, quick: bool) -> dict[str, float]:
     here, more = space(SPACE, seed), dict[str, Any](more)
     run = learned(weighed(recipe), {"data": (here.z, here.y)}, **DATA, teacher=taught, steps=steps, batch=BATCH,
                   student=RATE, seed=seed, log_every=100, **more)
-    found = {HELD: run.product.card["held"], "evaluations in training": evaluations(run.record, steps, BATCH)}
+    found = {HELD: run.product.card["held"], "evaluations in training": run.evaluations / (steps * BATCH)}
     for k in (1,) if arm == "dmd" else (1, 2, 4):
         found |= seen(run.model.sample(N, seed, steps=k), seed, k)
     return found
