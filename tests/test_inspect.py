@@ -5,6 +5,7 @@ import dataclasses
 import io
 import json
 import math
+from importlib.resources import files
 from pathlib import Path
 
 import pytest
@@ -12,12 +13,15 @@ import torch
 from PIL import Image
 
 from command import TINY, stillroom
+from stillroom.claims.drifting_scatter import SETTINGS
 from stillroom.cli import inspect
 from stillroom.codecs.klt import fit_klt
 from stillroom.data import Batch, Encoding, LatentSpace, write_latents
 from stillroom.flows import Denoiser, FewStep, Flow, Gaussian, OneStep
+from stillroom.measure.groups import FAILS, WORKS
 from stillroom.nets import MLP, DiT
 from stillroom.paths import VE, Cosine, Linear
+from stillroom.report import geometry_words
 from stillroom.report.geometry_words import verdict
 from stillroom.settings import Refusal
 from stillroom.train.product import save_product
@@ -99,7 +103,7 @@ def test_a_store_of_latents(tmp_path):
 
 def test_groups_that_nobody_names_are_looked_for(tmp_path):
     told = inspected(store(tmp_path / "z", labelled=False), "--n 240")
-    assert "drifting is likely to work" in told.lower() and "clusters of all samples (k-means, k = 2" in told
+    assert "drifting may well work" in told.lower() and "clusters of all samples (k-means, k = 2" in told
     assert "within class" not in told.split("Trajectories")[0] and "there are no labels" in told
 
 
@@ -237,9 +241,23 @@ def test_words_follow_the_numbers():
 
     works, fails, between, none = told(0.2, 0.05), told(0.03, 0.01), told(0.1, 0.02), told(0.3, 0.29)
     assert works.tone == "good" and "kappa = 5, grouping: clusters of all samples" in works.status
-    assert fails.tone == "bad" and "unlikely" in fails.status and "below 2 failed" in " ".join(fails.sentences)
+    assert fails.tone == "bad" and "miss the groups" in fails.status
+    assert "2 of the 6 settings below 2 came" in " ".join(fails.sentences)
     assert between.tone == "open" and "kappa = 2.5" in between.status
     assert none.tone == "open" and "abstains" in none.status
     expected = 0.02 * (0.2 / 0.02) ** ((0.5 - 0.1) / 0.5)
     assert any(f"Take R = {expected:.2g}" in sentence for sentence in works.sentences)
     assert math.isclose(expected, 0.126, rel_tol=0.01)
+
+
+def test_what_is_said_of_kappa_is_what_its_claim_found():
+    said = geometry_words.FOUND
+    kept = json.loads((files("stillroom") / f"claims/results/{geometry_words.CLAIM}.json").read_text())
+    assert kept["verdict"] == geometry_words.VERDICT
+    outcomes = {s: sum(found[f"{i}: {s.name}"] for found in kept["values"]["drifting"].values()) / len(kept["seeds"])
+                for i, s in enumerate(SETTINGS, 1)}
+    high, low = ([d for s, d in outcomes.items() if reads(s.kappa)]
+                 for reads in (lambda kappa: kappa >= WORKS, lambda kappa: kappa < FAILS))
+    assert f"{sum(d < 3 for d in high)} of the {len(high)} settings at 3" in said["works"]
+    assert f"{sum(d < 3 for d in low)} of the {len(low)} settings below 2" in said["fails"]
+    assert len(high) + len(low) == len(outcomes) and "none of its settings" in said["between"]
