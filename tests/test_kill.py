@@ -1,9 +1,12 @@
 """kill -9 at any moment, inside a checkpoint write too; resume; the weights are those of a run never killed."""
 
+import itertools
+import json
 import multiprocessing
 import os
 import random
 import signal
+import threading
 import time
 
 import pytest
@@ -22,22 +25,37 @@ def settings(out, accumulate):
                     checkpoint_every=11)
 
 
-def session(out, accumulate, die_at_sync):
-    """One process of the run. die_at_sync: kill itself at that sync to disk, most of which belong to checkpoints."""
-    count, real = 0, files.sync
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def session(settings, at_sync=0, at_step=0, later=0.0):
+    """One process of the run. It kills itself at a sync to disk, most of which belong to checkpoints, or so many
+    seconds after a step; both are counted from its own start, and 0 is never."""
+    syncs, steps, real = itertools.count(1), itertools.count(1), files.sync
 
     def sync(path):
-        nonlocal count
-        count += 1
-        if count == die_at_sync:
-            os.kill(os.getpid(), signal.SIGKILL)
+        if next(syncs) == at_sync:
+            die()
         real(path)
 
+    class Dies(ThreeRoles):
+        def after(self, batch, turn):
+            super().after(batch, turn)
+            if next(steps) == at_step:
+                threading.Timer(later, die).start() if later else die()
+
     files.sync = sync
-    if (out / "settings.toml").exists():
-        resume(out, lambda _: ThreeRoles, {"data": points()}, Silent())
+    if (settings.out / "settings.toml").exists():
+        resume(settings.out, lambda _: Dies, {"data": points()}, Silent())
     else:
-        start(ThreeRoles, settings(out, accumulate), "three", {"data": points()}, Silent())
+        start(Dies, settings, "three", {"data": points()}, Silent())
+
+
+def begun(*arguments, **how):
+    process = context.Process(target=session, args=arguments, kwargs=how)
+    process.start()
+    return process
 
 
 def outcome(out):
@@ -49,37 +67,47 @@ def outcome(out):
 
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_killed_at_random_moments(tmp_path, accumulate):
+    """Every second time inside a checkpoint's writing, else at a moment that the watch says, or after a step where so
+    many are made before: no machine is so fast that the run ends before its kills."""
     seed = random.randrange(10**6)
     print(f"kills drawn with seed {seed}")
     draw = random.Random(seed)
     start(ThreeRoles, settings(tmp_path / "whole", accumulate), "three", {"data": points()}, Silent())
-    kills, finished = 0, False
-    while not finished:
-        inside = kills < KILLS and kills % 2 == 0
-        die_at = draw.randint(3, 40) if inside else 0
-        process = context.Process(target=session, args=(tmp_path / "run", accumulate, die_at))
-        process.start()
-        if kills < KILLS and not inside:
+    run = settings(tmp_path / "run", accumulate)
+    for kill in range(KILLS):
+        if kill % 2 == 0:
+            process = begun(run, at_sync=draw.randint(3, 28))                   # three checkpoints at most: 33 steps
+        else:
+            process = begun(run, at_step=draw.randint(1, 20), later=draw.uniform(0, 3e-3))      # one, or two: 22
             process.join(draw.uniform(0.02, 0.4))
             if process.is_alive():
                 os.kill(process.pid, signal.SIGKILL)
         process.join()
-        assert process.exitcode in (0, -signal.SIGKILL)
-        finished = process.exitcode == 0
-        kills += not finished
-    assert kills >= KILLS // 2, f"the run ended after {kills} kills; give it more steps"
+        assert process.exitcode == -signal.SIGKILL, f"the run ended after {kill} kills; give it more steps"
+    process = begun(run)
+    process.join()
+    assert process.exitcode == 0
     assert outcome(tmp_path / "run") == outcome(tmp_path / "whole")
     assert not list((tmp_path / "run").glob("**/.*.new"))
 
 
+def test_a_late_kill_costs_little(tmp_path):
+    run = Settings(out=tmp_path / "run", steps=1000, precision="float32")
+    process = begun(run, at_step=800)
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    session(run)
+    sessions = json.loads((tmp_path / "run/run.json").read_text())["sessions"]
+    assert 1000 - sessions[1]["start_step"] < 0.35 * 1000
+
+
 def test_ctrl_c_stops_between_steps_with_a_checkpoint(tmp_path):
-    process = context.Process(target=session, args=(tmp_path / "run", 1, 0))
-    process.start()
+    process = begun(run := settings(tmp_path / "run", 1))
     while not (tmp_path / "run/metrics.jsonl").exists():
         time.sleep(0.02)
     os.kill(process.pid, signal.SIGINT)
     process.join()
     assert process.exitcode == 1  # the refusal that says how to go on
-    session(tmp_path / "run", 1, 0)
+    session(run)
     start(ThreeRoles, settings(tmp_path / "whole", 1), "three", {"data": points()}, Silent())
     assert outcome(tmp_path / "run") == outcome(tmp_path / "whole")

@@ -1,6 +1,5 @@
 """The trainer adds nothing, loses nothing, and stops where it should."""
 
-import json
 import re
 import shutil
 import weakref
@@ -99,23 +98,6 @@ def test_resume_after_each_checkpoint_is_bit_identical_and_repeats_no_row(tmp_pa
         again = read_rows(tmp_path / "whole/metrics.jsonl")
         untimed = [{k: v for k, v in r.items() if "seconds" not in k and "per_second" not in k} for r in again]
         assert untimed == [{k: v for k, v in r.items() if "seconds" not in k and "per_second" not in k} for r in rows]
-
-
-def test_a_late_kill_costs_little(tmp_path):
-    class Killed(Exception):
-        pass
-
-    class Dies(Silent):
-        def row(self, row):
-            if row["step"] == 800:
-                raise Killed
-
-    with pytest.raises(Killed):
-        start(ThreeRoles, Settings(out=tmp_path / "run", steps=1000, precision="float32"), "three",
-              {"data": points()}, Dies())
-    resume(tmp_path / "run", lambda _: ThreeRoles, {"data": points()}, Silent())
-    sessions = json.loads((tmp_path / "run/run.json").read_text())["sessions"]
-    assert 1000 - sessions[1]["start_step"] < 0.35 * 1000
 
 
 def damaged(tmp_path, how):
