@@ -2,6 +2,7 @@
 same product sharded as not."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from command import TINY
 from stillroom.codecs import Codec
 from stillroom.data import LatentSpace
 from stillroom.settings import Optimizer, Refusal
@@ -32,11 +34,15 @@ ACCELERATE = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--nu
 TWO = World(0, 2, torch.device("cpu"))
 
 
-def started(launcher, *arguments):
+def launched(words):
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run([*launcher, str(HERE / "two_processes.py"), *map(str, arguments)], env=environment, cwd=HERE,
-                          capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(words, env=environment, cwd=HERE, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
+def started(launcher, *arguments):
+    launched([*launcher, str(HERE / "two_processes.py"), *map(str, arguments)])
 
 
 def launch(launcher, out, how):
@@ -59,6 +65,26 @@ def test_two_processes_equal_one(tmp_path, alone, launcher, how):
         assert torch.allclose(weights[name], expected, rtol=0, atol=1e-6), name
     for row, expected in zip(rows, alone[1], strict=True):
         assert row == pytest.approx(expected, abs=1e-5, rel=1e-5)
+
+
+@pytest.fixture(scope="module")
+def typed_alone(tmp_path_factory):
+    return typed([sys.executable], tmp_path_factory.mktemp("typed") / "run")
+
+
+def typed(launcher, out):
+    """`stillroom train flow`, as a person types it: where its product lies, and what it said, times left out."""
+    words = f"{TINY} --net dit --patch 4 --steps 4 --log-every 2 --model.name sgd --model.lr 0.05 --out {out}"
+    done = launched([*launcher, "-m", "stillroom", "train", "flow", *words.split()])
+    said = re.sub(r"[\d.]+( steps)?(/s| s)", "TIME", done.stdout + done.stderr).replace(str(out), "RUN")
+    return out, said.splitlines()
+
+
+@pytest.mark.parametrize("launcher", [TORCHRUN, ACCELERATE], ids=["torchrun", "accelerate"])
+def test_the_command_line_under_a_launcher_makes_the_same_and_says_it_once(tmp_path, typed_alone, launcher):
+    out, said = typed(launcher, tmp_path / "run")
+    assert_same(out, typed_alone[0])
+    assert sorted(said) == sorted(typed_alone[1])
 
 
 def weights(place):
