@@ -5,7 +5,7 @@ import threading
 import pytest
 import torch
 
-from stillroom.data import Batch, Loader, Tensors, indices, uniforms
+from stillroom.data import Batch, Loader, TarStream, Tensors, at_most, indices, uniforms
 from stillroom.settings import Refusal
 
 
@@ -133,3 +133,9 @@ def test_tensors_hand_back_their_rows():
 def test_tensors_are_checked_at_the_border(x, y, classes, says):
     with pytest.raises(Refusal, match=says):
         Tensors(x, y, classes)
+
+
+def test_of_a_source_there_are_no_more_items_than_it_holds_and_of_a_stream_as_many_as_are_asked_for(tmp_path):
+    (tmp_path / "one.tar").write_bytes(b"")
+    assert [at_most(Tensors(torch.zeros(5, 2)), n) for n in (3, 5, 9)] == [3, 5, 5]
+    assert at_most(TarStream([tmp_path / "one.tar"], 8), 9) == 9

@@ -175,11 +175,11 @@ def kind_of(place: str) -> str:
 
 def sampled(spec: str, settings: Settings) -> "tuple[Source | Stream, Batch]":
     """Each sample once."""
-    from stillroom.data import Source, open_source, sample
+    from stillroom.data import at_most, open_source, sample
     from stillroom.settings import Images
 
     source = open_source(Images(data=spec, size=settings.size))
-    n = min(settings.n, len(source)) if isinstance(source, Source) else settings.n
+    n = at_most(source, settings.n)
     if n < FEWEST:
         raise Refusal(f"{source.name}: {n} samples are too few to say anything of a space; give {FEWEST} or more")
     return source, sample(source, n, settings.seed)

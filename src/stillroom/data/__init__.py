@@ -1,6 +1,6 @@
 """Data in: pictures, latents and points, as batches that are pure functions of a seed and a step."""
 
-from stillroom.data.batch import Batch, Item, Source, Stream, named
+from stillroom.data.batch import Batch, Item, Source, Stream, at_most, named
 from stillroom.data.builtin import CREDITS, Photos, digits
 from stillroom.data.images import ImageTable, Unreadable, decode, signed_picture, square, unreadable
 from stillroom.data.latents import Encoding, Latents, LatentSpace, encoding_card, write_latents
@@ -18,7 +18,7 @@ from stillroom.data.tensors import Tensors
 __all__ = [
     "BUILTIN", "CREDITS", "SHAPES", "Batch", "Encoding", "ImageTable", "Item", "LatentSpace", "Latents", "Loader",
     "Mixed", "Pairs", "Parted", "Photos", "Pictures", "Scenes", "Some", "Source", "Stream", "TarStream", "Tensors",
-    "Unreadable",
+    "Unreadable", "at_most",
     "decode", "digits", "encoding_card", "indices", "leaves", "named", "open_source", "pictures", "sample", "shapes",
     "signed_picture", "square", "uniforms", "unreadable", "write_latents", "write_pairs",
 ]

@@ -55,3 +55,8 @@ class Stream(Protocol):
     def classes(self) -> tuple[str, ...] | None: ...
     def iterate(self, cursor: dict | None, seed: int) -> Iterator[Item]: ...           # endless
     def decode(self, items: Sequence[Item], which: range, key: int) -> Batch: ...      # items: the global batch
+
+
+def at_most(source: Source | Stream, count: int) -> int:
+    """So many items, or all there are; a stream has no end."""
+    return count if isinstance(source, Stream) else min(count, len(source))

@@ -159,6 +159,13 @@ class Shelf:
         self._kept = torch.empty(count, *shape, dtype=torch.uint8) if fits else None
         self._filled = torch.zeros(count, dtype=torch.bool)
 
+    def shown(self, indices: Sequence[int], key: int, make: Callable[[int, Sequence[float]], Tensor],
+              flip: bool) -> tuple[Tensor, Tensor]:
+        """The indices [B], and squares in [-1, 1], mirrored by their draws where they may be."""
+        rows, u = torch.as_tensor(indices, dtype=torch.int64), uniforms(indices, key, 4)
+        squares = self.take(rows, u, make)
+        return rows, signed(mirror(squares, u[:, 2]) if flip else squares)
+
     def take(self, rows: Tensor, u: Tensor, make: Callable[[int, Sequence[float]], Tensor]) -> Tensor:
         """uint8 [B, ...]; make(index, draws) is asked for those not kept."""
         items = zip(rows.tolist(), u.tolist(), strict=True)
@@ -258,9 +265,7 @@ class ImageTable:
 
     def fetch(self, indices: Sequence[int], key: int) -> Batch:
         self.tally.check()
-        rows, u = torch.as_tensor(indices, dtype=torch.int64), uniforms(indices, key, 4)
-        squares = self._shelf.take(rows, u, self._make)
-        x = signed(mirror(squares, u[:, 2]) if self.flip else squares)
+        rows, x = self._shelf.shown(indices, key, self._make, self.flip)
         return Batch(x, None if self.rows.labels is None else self.rows.labels[self._stands_in[rows]])
 
     def _make(self, index: int, u: Sequence[float]) -> Tensor:

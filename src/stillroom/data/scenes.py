@@ -16,8 +16,7 @@ from torch import Tensor
 
 from stillroom.data.batch import Batch
 from stillroom.data.discs import Discs, as_levels, paint
-from stillroom.data.images import Shelf, Shrink, signed
-from stillroom.data.order import mirror, uniforms
+from stillroom.data.images import Shelf, Shrink
 from stillroom.settings import Refusal, nearest
 
 TEST = 10**9                # test scenes are counted from here: no index is in both splits
@@ -183,9 +182,7 @@ class Scenes:
         return self._count
 
     def fetch(self, indices: Sequence[int], key: int) -> Batch:
-        rows, u = torch.as_tensor(indices, dtype=torch.int64), uniforms(indices, key, 4)
-        squares = self._shelf.take(rows, u, self._make)
-        x = signed(mirror(squares, u[:, 2]) if self.flip else squares)
+        rows, x = self._shelf.shown(indices, key, self._make, self.flip)
         return Batch(x, None if self.classes is None else (rows + self._first) % len(self.classes))
 
     def _make(self, index: int, u: Sequence[float]) -> Tensor:

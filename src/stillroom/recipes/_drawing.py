@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from stillroom.codecs import Codec
-from stillroom.data import Loader, Parted, Source, sample
+from stillroom.data import Loader, Parted, Source, at_most, sample
 from stillroom.match import adversarial as match
 from stillroom.measure.images import psnr
 from stillroom.nets.coding import Decoder, Encoder
@@ -91,11 +91,6 @@ def balance(reconstruction: Tensor, other: Tensor, last: Tensor, turn) -> Tensor
     return match.adaptive_weight(*(turn.mean(g) for g in both))
 
 
-def few(data: Any, most: int) -> int:
-    """Of its pictures."""
-    return min(most, len(data)) if isinstance(data, Source) else most
-
-
 def moments(encode: Callable[[Tensor], Tensor], data: Any, seed: int, pictures: int, device: torch.device,
             over: tuple[int, ...] = (0, 2, 3)) -> tuple[Tensor, Tensor]:
     """Mean and variance of latents over `over`, [C, 1, 1] or [C, h, w], in float64."""
@@ -113,7 +108,7 @@ def moments(encode: Callable[[Tensor], Tensor], data: Any, seed: int, pictures: 
 def reconstruction_of(codec: Codec, data: Any, seed: int) -> dict[str, Any]:
     """PSNR in dB for a product's card: of held-out pictures, where there are any."""
     held = isinstance(data, Parted) and len(data.held) > 0
-    x = data.held.fetch(range(len(data.held)), 0).x if held else sample(data, few(data, 64), seed).x
+    x = data.held.fetch(range(len(data.held)), 0).x if held else sample(data, at_most(data, 64), seed).x
     with torch.no_grad():
         values = torch.cat([psnr(codec.reconstruct(part), part.expand(-1, 3, -1, -1))
                             for part in x.to(codec.device).split(PART)])
@@ -147,7 +142,7 @@ def normalised(codec: Codec, data: Any, seed: int, most: int = 2048) -> tuple[Co
     """The codec with latents of mean 0 and deviation 1 in every channel, and on how many pictures that was seen."""
     raw = Codec(codec.encoder, codec.decoder, replace(codec.space, shift=(0.0,) * codec.space.channels,
                                                       scale=(1.0,) * codec.space.channels))
-    count = few(data, most)
+    count = at_most(data, most)
     mean, variance = moments(raw.encode, data, seed, count, raw.device)
     scale = variance.sqrt()
     scale = scale.clamp(min=1e-3 * float(variance.mean().sqrt()))      # a dead channel is not blown up

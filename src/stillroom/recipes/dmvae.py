@@ -27,13 +27,13 @@ from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Literal, cast
 
 import torch
 from torch import Tensor
 
 from stillroom.codecs import Codec, fingerprint, require_signed_as_given, require_usable
-from stillroom.data import Source, sample
+from stillroom.data import Source, at_most, sample
 from stillroom.flows import Flow, require
 from stillroom.flows.references import open_reference
 from stillroom.match import MATCHES
@@ -192,7 +192,7 @@ class DMVAE(Recipe):
         self.codec = open_codec(s.codec).to(self.device)
         refuse_what_cannot_be(s, self.codec, data)
         self.hash = fingerprint(self.codec)
-        x, y = sample(data, min(COMPARED, count_of(data)), s.seed)
+        x, y = sample(data, at_most(data, COMPARED), s.seed)
         self.before = self.encoded(x)
         if s.match == "kl" and self.codec.posterior(x[:1].to(self.device)).logvar is None:
             raise Refusal(f"match kl: codec {s.codec} answers no variances; train one with kl above 0")
@@ -370,7 +370,3 @@ class DMVAE(Recipe):
 def apart(x: Tensor, y: Tensor) -> dict[str, float]:
     x, y = x.flatten(1), y.flatten(1)
     return {"sliced_w2": sliced_wasserstein(x, y), "energy": float(energy_distance(x, y))}
-
-
-def count_of(data: Any) -> int:
-    return len(data) if hasattr(data, "__len__") else COMPARED

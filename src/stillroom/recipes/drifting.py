@@ -30,7 +30,7 @@ import torch
 from torch import Tensor, nn
 
 from stillroom import match
-from stillroom.data import Tensors, encoding_card, sample
+from stillroom.data import Tensors, at_most, encoding_card, sample
 from stillroom.flows import Denoiser, Flow, OneStep, require, student_of
 from stillroom.match.taps import TAPS, Vectors, of_map, problems
 from stillroom.measure import participation_ratio
@@ -177,9 +177,7 @@ class Drifting(Recipe):
 
     def filled_bank(self) -> Bank:
         bank, device = Bank(self.classes or 1, self.settings.bank, self.shape), next(self.student.parameters()).device
-        count = (self.classes or 1) * self.settings.bank
-        if hasattr(self.data, "__len__"):                       # a second look at the same items tells nothing
-            count = min(count, len(self.data))
+        count = at_most(self.data, (self.classes or 1) * self.settings.bank)    # a second look at an item tells nothing
         x, y = sample(self.data, count, self.settings.seed)
         bank.push(x.to(device), None if y is None else y.to(device))
         names = self.data.classes or ("the data",)

@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stillroom.data import Parted, Source, Stream, encoding_card, sample
+from stillroom.data import Parted, Source, Stream, at_most, encoding_card, sample
 from stillroom.data.order import permutation
 from stillroom.nets.resnet import MaskedResNet, ResNet, masked_error, squares
 from stillroom.settings import Count, Decay, Images, NotNegative, Optimizer, Refusal, Run, Share
@@ -115,7 +115,7 @@ class MaskedFeatures(Recipe):
     @torch.no_grad()
     def glimpse(self) -> Tensor:
         """The accuracy of the average so far, on a few hundred pictures; that on all of them is on the card."""
-        x, y = cast(Source, self.held).fetch(range(min(GLIMPSE, count_of(self.held))), 0)
+        x, y = cast(Source, self.held).fetch(range(at_most(self.held, GLIMPSE)), 0)
         device = next(self.model.parameters()).device
         return (self.net.logits(self.net.pooled(x.to(device))).argmax(1).cpu() == y).float().mean()
 
@@ -126,7 +126,7 @@ class MaskedFeatures(Recipe):
         return cast(MaskedResNet, self.mean.module).net
 
     def preview(self):
-        x, mask, painted = self.painted(sample(self.held, min(16, count_of(self.held)), self.settings.seed).x)
+        x, mask, painted = self.painted(sample(self.held, at_most(self.held, 16), self.settings.seed).x)
         return {"pictures": x, "masked": x * (1 - mask), "reconstructions": torch.where(mask > 0, painted, x)}
 
     @property
@@ -176,10 +176,6 @@ def by_neighbours(x: Tensor, y: Tensor) -> Tensor:
     distance = torch.cdist(x, x).fill_diagonal_(torch.inf)
     nearest = distance.topk(min(NEIGHBOURS, len(x) - 1), largest=False).indices
     return y[nearest].mode(1).values
-
-
-def count_of(source: Source | Stream) -> int:
-    return 16 if isinstance(source, Stream) else len(source)
 
 
 def refuse_what_cannot_be(settings: Settings, data: Source | Stream) -> None:

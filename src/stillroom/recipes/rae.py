@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from stillroom.codecs import Codec, from_diffusers, require_signed_as_given
 from stillroom.codecs.rae import EPSILON, Elements, is_rae, same_elements, token_codec
 from stillroom.codecs.tokens import HUB, TokenEncoder, token_encoder
-from stillroom.data import LatentSpace, Source, sample
+from stillroom.data import LatentSpace, Source, at_most, sample
 from stillroom.nets.bottleneck import Projected
 from stillroom.nets.critic import PatchCritic
 from stillroom.nets.folders import local_folder, read_json
@@ -36,7 +36,6 @@ from stillroom.nets.vit import MaskedViT, ViT, ViTDecoder
 from stillroom.recipes._drawing import (
     balanced_hinge,
     errors,
-    few,
     judged,
     moments,
     reconstruction_of,
@@ -207,7 +206,7 @@ class RAE(Recipe):
     @property
     def seen(self) -> int:
         """Pictures whose tokens are measured."""
-        return few(self.data, self.settings.statistics_pictures)
+        return at_most(self.data, self.settings.statistics_pictures)
 
     def measure(self) -> None:
         """The encoder as it has become, and mean and deviation of its tokens."""
