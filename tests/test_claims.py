@@ -23,7 +23,6 @@ from stillroom.recipes import listing as recipes
 from stillroom.settings import Refusal
 
 PAGE = Path(__file__).parents[1] / "docs" / "claims.md"
-OF_NO_RECIPE = {"dmvae-toy", "drift-rae", "drift-stability", "drifting-identities", "drifting-scatter"}
 """Claims about something that is not a recipe."""
 
 HALF = Check("half", "error at most half the control's", lambda mine, arms: arms["plain"]["error"] / 2 - mine["error"])
@@ -128,8 +127,10 @@ def test_margins_that_are_not_finite_are_no_evidence(margin):
 
 def test_names():
     known = {e.name for e in recipes()}
-    assert {e.name for e in listing()} <= known | OF_NO_RECIPE
-    assert [e.name for e in listing()] == [find(e.name).name for e in listing()]
+    assert {e.recipe for e in listing()} <= known
+    assert [(e.name, e.recipe) for e in listing()] == [(find(e.name).name, find(e.name).recipe) for e in listing()]
+    assert {e.name for e in listing() if e.recipe == "drifting"} == {"drift-rae", "drift-stability",
+                                                                     "drifting-identities", "drifting-scatter"}
     assert {p.stem for p in claims.RESULTS.glob("*.json")} <= {e.name for e in listing()}
     with pytest.raises(Refusal, match="did you mean 'vsd'"):
         find("vsdd")

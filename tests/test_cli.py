@@ -120,6 +120,11 @@ def test_recipes_are_listed_with_title_and_paper():
     assert all(r["title"] and r["paper"] and r["verb"] in ("train", "distill") for r in rows)
     plain = stillroom("recipes").out
     assert all(r["title"] in plain for r in rows)
+    said = {r["name"]: r["claims"] for r in rows}
+    assert set(said["drifting"]) == {"drift-rae", "drift-stability", "drifting-identities", "drifting-scatter"}
+    assert set(said["vsd"]) == {"vsd"} and said["flow"] == {} and list(said["dmvae"]) == ["dmvae", "dmvae-toy"]
+    told = ", ".join(f"{name} {verdict}" for name, verdict in said["drifting"].items())
+    assert f"  claim: {told}\n" in plain and f"  claim: {said['vsd']['vsd']}\n" in plain
 
 
 def test_help_shows_every_setting_with_its_words():

@@ -19,6 +19,7 @@ class Entry(NamedTuple):
     name: str
     title: str  # first line of the file
     text: str  # the paragraphs after it
+    recipe: str  # that it is about
 
 
 @cache
@@ -27,10 +28,14 @@ def listing() -> tuple[Entry, ...]:
     entries = []
     for path in sorted(Path(__file__).parent.glob("*.py")):
         tree = ast.parse(path.read_text(encoding="utf-8"))
-        targets = [ast.unparse(t) for node in tree.body if isinstance(node, ast.Assign) for t in node.targets]
-        if "CLAIM" in targets:
+        made = [node.value for node in tree.body if isinstance(node, ast.Assign) and
+                "CLAIM" in map(ast.unparse, node.targets)]
+        if made:
             title, _, text = (ast.get_docstring(tree) or "").partition("\n")
-            entries.append(Entry(path.stem.replace("_", "-"), title, text.strip()))
+            name = path.stem.replace("_", "-")
+            about = [ast.literal_eval(k.value) for call in made if isinstance(call, ast.Call) for k in call.keywords
+                     if k.arg == "recipe"]
+            entries.append(Entry(name, title, text.strip(), *(about or [name])))
     return tuple(entries)
 
 

@@ -48,7 +48,7 @@ class Check:
 
 @dataclass(frozen=True)
 class Claim:
-    name: str  # as of the recipe
+    name: str
     arms: Mapping[str, Part]  # in the order of the table; reported arms are shown and judged by nothing
     measure: Callable[[str, int, bool], Metrics]  # (arm, seed, quick)
     checks: Sequence[Check]
@@ -59,6 +59,11 @@ class Claim:
     """Panels for people, drawn from runs of one seed."""
     on: Callable[[str], "Claim"] | None = None
     """The same claim on data of the user's, by path."""
+    recipe: str = ""
+    """That it is about; the one of its own name, unless given."""
+
+    def __post_init__(self):
+        object.__setattr__(self, "recipe", self.recipe or self.name)
 
     def arms_of(self, part: Part) -> list[str]:
         return [arm for arm, its in self.arms.items() if its == part]

@@ -307,6 +307,7 @@ def pictures(seed: int):
 
 CLAIM = Claim(
     name="dmvae-toy",
+    recipe="dmvae",
     arms={"gap": "subject", "teacher": "control", "null": "null", "truth": "reported"},
     measure=measure,
     checks=[

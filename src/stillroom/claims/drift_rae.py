@@ -114,6 +114,7 @@ def geometry_of(name: str, seed: int, quick: bool) -> dict[str, float]:
 
 CLAIM = Claim(
     name="drift-rae",
+    recipe="drifting",
     arms={"drifting": "subject", "endpoint": "control", "null": "null",
           **dict.fromkeys(("drifting-real", "drifting-separate", "drifting-scratch", "dmd", "consistency", "teacher-50",
                            "teacher-8", "teacher-2", "teacher-1", "real"), "reported")},

@@ -117,6 +117,7 @@ def student_of_data(seed: int, quick: bool) -> OneStep:
 
 CLAIM = Claim(
     name="drift-stability",
+    recipe="drifting",
     arms={"joint-noised": "subject", "joint": "control", "null": "null",
           **dict.fromkeys(("separate", "separate-noised", "query", "extrapolated", "teacher-18", "teacher-1"),
                           "reported")},

@@ -127,6 +127,7 @@ def below(name: str, bound: float) -> Check:
 
 CLAIM = Claim(
     name="drifting-identities",
+    recipe="drifting",
     arms={"field": "subject", "uneven": "control", "null": "null"},
     measure=measure,
     checks=[*(below(name, SMALL) for name in ("scores", "gate", "discriminator", "shadow", "swap", "moved")),

@@ -204,6 +204,7 @@ def ranks(found: dict[str, float], what: str) -> float:
 
 CLAIM = Claim(
     name="drifting-scatter",
+    recipe="drifting",
     arms={"drifting": "subject", "dmd": "control", "null": "null"},
     measure=measure,
     checks=[
