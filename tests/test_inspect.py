@@ -26,6 +26,7 @@ from stillroom.report.geometry_words import verdict
 from stillroom.settings import Refusal
 from stillroom.train.product import save_product
 from stillroom.train.recipe import Product
+from test_report import Read, browser, opened
 
 SPACE = LatentSpace(3, 4, (0.5, 0.0, -1.0), (1.0, 2.0, 4.0))
 ENCODING = Encoding(SPACE, "a" * 64, "centre 16")
@@ -124,6 +125,23 @@ def test_side_by_side_with_the_flow_of_one(tmp_path):
     assert "Where trajectories bend" in page.read_text()
     first, second = json.loads(page.with_suffix(".json").read_text())["places"]
     assert first["trajectories"]["steps"] == 4 and second["trajectories"] == {"why": "no flow was given: --flow RUN"}
+
+
+def test_a_browser_shows_two_codecs_side_by_side(tmp_path):
+    browser()
+    x = torch.rand(200, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    for name, codec in (("coarse", fit_klt(x, 4, 3)), ("fine", fit_klt(x, 2, 3))):
+        made(tmp_path / name, "codec", codec)
+    page = tmp_path / "page.html"
+    inspected(tmp_path / "coarse", "--against", tmp_path / "fine", "--data digits --size 8", QUICK, "--out", page)
+    dom, console = opened(page, tmp_path / "profile")
+    assert [line for line in console.splitlines() if "CONSOLE" in line] == []
+    shown = Read(dom)
+    assert shown.inside("h1") == ["coarse, fine"]
+    assert {"Will drifting work in coarse?", "Will drifting work in fine?", "Spectra"} <= set(shown.inside("h2"))
+    assert {"coarse", "fine"} <= set(shown.inside("text"))          # the figures' key: text of the page, not pixels
+    heads = shown.inside("th")
+    assert {"coarse, global", "fine, global", "coarse, within class", "fine, within class"} <= set(heads)
 
 
 def test_a_codec_encodes_what_it_is_given(tmp_path):
