@@ -70,6 +70,10 @@ def made(place: Path, codec: Codec) -> Path:
     return place / "product"
 
 
+def budget(**asked) -> priors.Budget:
+    return comparison.budget_of(compare.Settings(data="digits", **asked))
+
+
 def digits(n: int, split: str = "train") -> torch.Tensor:
     return sample(open_source(Images(data=f"digits:{split}", size=8)), n, 0).x
 
@@ -170,15 +174,15 @@ def test_a_look_at_a_checkpoint_is_a_run_of_so_many_steps(both):
 
 @pytest.mark.parametrize("steps", [4, 7, 11, 15, 3000])
 def test_every_look_has_a_checkpoint_that_is_kept(steps):
-    s = priors.prior_settings(priors.Budget(steps=steps), Path("z"), 4, Path("out"), "cpu")
+    s = priors.prior_settings(budget(steps=steps), Path("z"), 4, Path("out"), "cpu")
     written = sorted({*range(s.checkpoint_every, steps + 1, s.checkpoint_every), steps})
     assert set(priors.marks(steps)) <= set(written[-s.keep :])
 
 
 def test_codecs_of_any_factor_get_as_many_tokens():
-    budget = priors.Budget(tokens=4)
-    assert {side // priors.patch_for(budget, side) for side in (4, 8, 16, 32)} == {4}
-    assert [priors.patch_for(budget, side) for side in (1, 2, 6, 7)] == [1, 1, 2, 7]
+    of = budget(tokens=4)
+    assert {side // priors.patch_for(of, side) for side in (4, 8, 16, 32)} == {4}
+    assert [priors.patch_for(of, side) for side in (1, 2, 6, 7)] == [1, 1, 2, 7]
 
 
 def test_the_deviation_is_that_of_drawing_other_samples():
@@ -490,6 +494,17 @@ def test_features_of_a_run_are_the_common_space(codecs, tmp_path):
     assert made.code == 0, made.err
     compared(codecs["coarse"], TINY, "--features", run, "--out", tmp_path / "out")
     assert found_in(tmp_path / "out")["about"]["space"].startswith("features ")
+    asked = compare.Settings(data="digits", n=40, pictures=40, features=str(run))
+    part = comparison_data.pictures_of(asked)[0]
+    x, net = part.first(40), train.load(run)
+    for net_of, of in (("digits", x), ("leaves", x.expand(-1, 3, -1, -1))):        # grey in what the net takes
+        if net_of == "leaves":
+            made = stillroom("train features --data leaves --size 8 --steps 2 --batch 8 --precision float32 --quiet "
+                             "--out", tmp_path / "colour")
+            assert made.code == 0, made.err
+            net, asked = train.load(tmp_path / "colour"), dataclasses.replace(asked, features=str(tmp_path / "colour"))
+        space = comparison_data.space_of(asked, part, torch.device("cpu"))
+        assert torch.allclose(space.of(x.expand(-1, 3, -1, -1)), net.pooled(of).detach(), atol=1e-5)
     weights = tmp_path / "none.pth"
     b = tmp_path / "b"
     assert "one feature space" in refused(codecs["coarse"], TINY, "--features", run, "--inception", weights, "--out", b)

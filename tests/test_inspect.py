@@ -228,6 +228,8 @@ def test_what_cannot_be_looked_at_is_one_line(tmp_path):
     elsewhere = dataclasses.replace(ENCODING, codec="b" * 64)
     other = made(tmp_path / "elsewhere", "flow", small_flow(), elsewhere)
     assert "made on other latents" in refused(a, "--flow", other)
+    other = made(tmp_path / "three", "flow", small_flow(classes=3), ENCODING)
+    assert f"it knows 3 classes, and {a} has 2" in refused(a, "--flow", other)
     other = made(tmp_path / "pictures", "flow", small_flow())
     assert "made on pictures" in refused(a, "--flow", other)
     constant = store(tmp_path / "constant", x=torch.full((240, 3, 2, 2), 0.3))

@@ -142,10 +142,10 @@ def paged(settings: S) -> tuple[S, Path]:
 
 
 def are_runs(specs: list[str]) -> bool:
-    """Whether what samples are of is to be compared; what is no product of ours is a codec."""
-    from stillroom.cli.comparison_named import DRAWN, kind_of, places_of
+    """Whether flows, generators and points are to be compared, and no codecs."""
+    from stillroom.cli.comparison_named import DRAWN, contender, places_of
 
-    kinds = {place: kind_of(place) for spec in specs for place in places_of(spec)}
+    kinds = {place: contender(place) for spec in specs for place in places_of(spec)}
     for place, kind in kinds.items():
         if kind not in (*DRAWN, "codec"):
             raise Refusal(f"{place}: a product of kind {kind!r} is not compared; give codecs, or flows, generators and "

@@ -6,7 +6,6 @@ import dataclasses
 import hashlib
 import json
 import re
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,7 +19,7 @@ from stillroom import train
 from stillroom.cli.comparison_data import AT_ONCE, SHOWN, Part, pictures_of, real_features, space_of, told
 from stillroom.cli.draws import built, codec_at
 from stillroom.cli.evaluation import Space
-from stillroom.cli.progress import watch_for
+from stillroom.cli.progress import teller, watch_for
 from stillroom.cli.sides import replaced
 from stillroom.codecs import Codec, fingerprint
 from stillroom.data import Batch, Encoding, Latents, LatentSpace, write_latents
@@ -36,7 +35,7 @@ from stillroom.report import compare_prior as priors
 from stillroom.report.compare_measures import MOVED, VECTORS, plain, rgb
 from stillroom.report.compare_prior import Budget, patch_for
 from stillroom.report.compare_words import front
-from stillroom.settings import Refusal, nearest
+from stillroom.settings import Refusal, nearest, to_mapping
 from stillroom.settings.files import read_json, sha256, write_atomically
 from stillroom.train.pictures import grid
 from stillroom.train.teacher import is_ours, open_teacher
@@ -101,11 +100,7 @@ def compare(specs: Sequence[str], settings: "Settings", quiet: bool = False) -> 
     lpips = lpips_in(Path(settings.lpips)) if settings.lpips else {}
     weights = {net: digest_of(distance.state_dict()) for net, distance in lpips.items()}
     settings.out.mkdir(parents=True, exist_ok=True)
-
-    def tell(text: str) -> None:
-        if not quiet:
-            print(text, file=sys.stderr, flush=True)
-
+    tell = teller(quiet)
     real, fresh = real_features(settings.out, learned, held, space, tell)
     floor = priors.against(fresh, real, settings.seed)
     table = Table(learned, held, crop, space, real, lpips, weights, budget, device, settings, tell, quiet)
@@ -118,8 +113,7 @@ def compare(specs: Sequence[str], settings: "Settings", quiet: bool = False) -> 
         "slope": plain(said(spectral_slope, held.first(MOVED))), "device": device.type,
         "threads": torch.get_num_threads(), "notes": replaced(learned, held),
     }
-    asked = json.loads(json.dumps(dataclasses.asdict(settings), default=str))
-    return {"about": about, "settings": asked, "codecs": found, "front": front(found, floor)}
+    return {"about": about, "settings": to_mapping(settings), "codecs": found, "front": front(found, floor)}
 
 
 def budget_of(s: "Settings") -> Budget:
@@ -276,7 +270,7 @@ def measured(entry: Entry, table: Table) -> dict[str, Any]:
             tell(f"a prior of {flow.steps} steps, {(side // flow.patch) ** 2} tokens")
         return priors.trained(flow, watch_for(table.quiet))
 
-    loss = kept("prior", prior, lambda: judged(go(), latents, tell))
+    loss = kept("prior", prior, lambda: judged(go(), latents))
     how = {"real": len(table.real), "space": table.space.name, "n": len(table.held), "guidance": s.guidance,
            "sampler_steps": s.sampler_steps}
     rows = kept("generation", prior | how, lambda: sampled(entry, table, go(), folder, tell), ["samples.png"])
@@ -346,7 +340,7 @@ def portrayed(entry: Entry, table: Table, latents: Encodes, tell: Callable[[str]
     return found | {"moves": measures.moves(entry.codec, table.held.first(MOVED))}
 
 
-def judged(run: Path, latents: Encodes, tell: Callable[[str], None]) -> dict[str, Any]:
+def judged(run: Path, latents: Encodes) -> dict[str, Any]:
     flow: Flow = train.load(run)
     (z, y), device = latents.held, latents.entry.codec.device
     labels = None if y is None or flow.classes is None else y[:JUDGED].to(device)

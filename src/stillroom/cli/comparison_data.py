@@ -13,11 +13,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from stillroom.cli.evaluation import Space, learned_space
-from stillroom.cli.sides import Side, crop_of, replaced, test_split_of
+from stillroom.cli.sides import Side, crop_of, in_channels, replaced, test_split_of
 from stillroom.data import Batch, Some, Source, encoding_card, open_source
 from stillroom.measure.inception import FidInception
 from stillroom.measure.metrics import halves
-from stillroom.measure.perceptual import RandomFeatures, pooled
+from stillroom.measure.perceptual import SMALL, RandomFeatures, pooled
 from stillroom.measure.reference import INCEPTION
 from stillroom.report.compare_measures import rgb
 from stillroom.settings import Images, Refusal
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from stillroom.cli.compare import Settings
 
 FEWEST = 32             # pictures on either side
-WIDTHS = (16, 32, 64, 64)
 SHOWN = 16              # pictures in a row of the page
 AT_ONCE = 64
 
@@ -109,12 +108,9 @@ def space_of(settings: "Settings", learned: Part, device: torch.device) -> Space
         return Space(INCEPTION, lambda x: net(x.to(device)).cpu(), "FID")
     if settings.features:
         shape = tuple(learned.shape)
-        side = Side(learned.name, len(learned), shape, lambda law: learned.batches())
-        space = learned_space(settings.features, side, None, device)
-        if shape[0] == 3:
-            return space
-        return Space(space.name, lambda x: space.of(x.mean(1, keepdim=True)), space.how)     # grey in three channels
-    random = pooled(RandomFeatures(widths=WIDTHS).to(device))
+        side = in_channels(Side(learned.name, len(learned), shape, lambda law: learned.batches()), 3)
+        return learned_space(settings.features, side, side, device)
+    random = pooled(RandomFeatures(widths=SMALL).to(device))
     return Space("random features", lambda x: random(x.to(device)).float().cpu(), "of pixels, an untrained network's")
 
 

@@ -16,8 +16,7 @@ from stillroom.flows.prompted import prompted
 from stillroom.settings import Refusal, read_toml
 from stillroom.settings.files import read_json
 from stillroom.train import load_product, product_hash
-from stillroom.train.product import product_folder
-from stillroom.train.teacher import is_ours
+from stillroom.train.teacher import is_ours, kind_of
 
 DRAWN = {"flow": "a flow", "generator": "a generator", "points": "a set of points"}
 """Kinds of products that samples are of."""
@@ -31,12 +30,10 @@ def places_of(spec: str) -> list[str]:
     return [place] if Path(place).exists() else place.split(",")
 
 
-def kind_of(place: str) -> str:
+def contender(place: str) -> str:
+    """Its kind; what is no product of ours is a codec."""
     require_there(place, CODECS, is_codec_name(place))
-    path = Path(place)
-    if not is_ours(path) and not is_ours(path / "product"):
-        return "codec"
-    return str(read_json(product_folder(path) / "product.json")["kind"])
+    return kind_of(place) or "codec"
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ import hashlib
 import io
 import json
 import math
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +19,7 @@ from stillroom.cli.comparison_named import Entry, Run, identity, made, of_noise,
 from stillroom.cli.draws import Draws, codec_at
 from stillroom.cli.evaluate import Settings as Asked
 from stillroom.cli.evaluation import Space, gathered, labels_apart, spaces_of, teacher_beside, told
+from stillroom.cli.progress import teller
 from stillroom.cli.sides import (
     Side,
     in_channels,
@@ -39,7 +39,7 @@ from stillroom.measure.images import as_8bit
 from stillroom.measure.metrics import is_few, panel
 from stillroom.measure.samples import held_modes, modes, total_variation
 from stillroom.report.compare_measures import plain
-from stillroom.settings import Refusal, seed_of
+from stillroom.settings import Refusal, seed_of, to_mapping
 from stillroom.settings.files import write_atomically
 from stillroom.train.pictures import grid
 from stillroom.train.world import pick_device
@@ -249,7 +249,7 @@ def compare(specs: Sequence[str], settings: "OfRuns", quiet: bool = False) -> tu
                       *(["the data are grey: they are taken in three equal channels"] if reference.grey else []),
                       *replaced(reference, fresh)],
         },
-        "settings": json.loads(json.dumps(dataclasses.asdict(settings), default=str)),
+        "settings": to_mapping(settings),
         "floor": floor,
         "teacher": teacher_lines(entries, table),
         "entries": [{"name": entry.name, "runs": [run_line(entry, i, run, table) for i, run in enumerate(entry.runs)]}
@@ -272,11 +272,7 @@ def laid(entries: Sequence[Entry], settings: "OfRuns", asked: Asked, teacher: Te
     samples, reference, fresh = in_like_channels(samples, *(probe.decoded(side) for side in pair), stored=False)
     require_comparable(samples, reference, bool(settings.codec))
     spaces = spaces_of(asked, samples, reference, device)
-
-    def tell(text: str) -> None:
-        if not quiet:
-            print(text, file=sys.stderr, flush=True)
-
+    tell = teller(quiet)
     tell(f"{told(reference)}, in {len(spaces)} feature space{'s' * (len(spaces) > 1)}")
     vectors, law = gathered(reference, spaces)
     told_of = [*(vectors[s.name] for s in spaces), *([] if law is None else [law])]

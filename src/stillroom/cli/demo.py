@@ -35,7 +35,7 @@ def run(word: str, arguments: list[str]) -> int:
     page = settings.out / "index.html"
     from stillroom.settings.files import write_atomically
 
-    write_atomically(page, the_page(settings.out, runs, measured))
+    write_atomically(page, the_page(runs, measured))
     print(f"the tour's page: {page}\nits runs:        {', '.join(str(r) for r in runs.values())}")
     return 0
 
@@ -69,7 +69,7 @@ def made(folder: Path, recipe: str, values: Mapping[str, Any], quiet: bool) -> P
     return folder
 
 
-def the_page(out: Path, runs: Mapping[str, Path], measured: Path) -> str:
+def the_page(runs: Mapping[str, Path], measured: Path) -> str:
     from stillroom.report import Figure, Files, Header, Images, Text, page
     from stillroom.report.sweep import choice_in_words, in_words
 

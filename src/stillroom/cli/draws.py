@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 CODECS = "a run, `bundled`, a TAESD weight file, or a diffusers folder or hub id"
 AT_ONCE = 256           # samples, about, that one who is killed loses
-DECODED = 16            # latents at once
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,15 +190,11 @@ def weak_of(product, settings: Drawing) -> tuple[Any, dict[str, str]] | None:
 
 def decoded(draws: Draws, settings: Drawing, device) -> Draws:
     """The pictures of latents."""
-    import torch
-
     codec, name = open_decoder(settings.codec, draws.encoding, draws.shape)
     codec = codec.to(device)
 
-    @torch.inference_mode()
     def sampler(n: int, seed: int, **more) -> "Tensor":
-        z = draws.sampler(n, seed, **more)
-        return torch.cat([codec.decode(part.to(device)).clamp(-1, 1).cpu() for part in z.split(DECODED)])
+        return codec.pictures(draws.sampler(n, seed, **more))
 
     height, width = (side * codec.space.factor for side in draws.shape[1:])
     return Draws((3, height, width), sampler, draws.labels, draws.seed, draws.batch, {**draws.card, "codec": name},

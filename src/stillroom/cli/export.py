@@ -32,7 +32,9 @@ def run(word: str, arguments: list[str]) -> int:
             parse(Settings, ["--help"], command, ABOUT)
         raise Refusal(f"usage: {command} --to diffusers|taesd|onnx --out FOLDER")
     settings = parse(Settings, arguments[1:], command, ABOUT)
-    if (kind := kind_of(Path(arguments[0]))) in ("generator", "flow"):
+    from stillroom.train.teacher import kind_of
+
+    if (kind := kind_of(arguments[0])) in ("generator", "flow"):
         print(export_student(arguments[0], kind, settings))
         return 0
     if settings.teacher:
@@ -44,15 +46,6 @@ def run(word: str, arguments: list[str]) -> int:
     codec, card, rows = codec_at(arguments[0]), card_of(Path(arguments[0])), figures_of(Path(arguments[0]))
     print(write(codec, settings.out, card, rows))
     return 0
-
-
-def kind_of(place: Path) -> str:
-    """Of a product; "" of another program's codec."""
-    from stillroom.settings.files import read_json
-    from stillroom.train.product import product_folder
-    from stillroom.train.teacher import is_ours
-
-    return read_json(product_folder(place) / "product.json").get("kind", "") if is_ours(place) else ""
 
 
 def export_student(place: str, kind: str, settings: Settings) -> Path:

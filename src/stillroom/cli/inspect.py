@@ -1,16 +1,14 @@
 """`stillroom inspect PLACE`: the geometry of a space, how flows bend in it, and whether drifting will work there."""
 
-import dataclasses
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from stillroom.cli.flags import parse
-from stillroom.settings import Count, Positive, Refusal, Share, Where
+from stillroom.settings import Count, Positive, Refusal, Share, Where, to_mapping
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -60,7 +58,7 @@ class Settings:
 
 
 class Subject(NamedTuple):
-    """Samples of a space, and what they are samples of. As far as checks of latents go it is a `Source`."""
+    """Samples of a space, and what they are samples of. A flow is held against it as against a `Source`."""
 
     name: str
     what: str
@@ -94,8 +92,7 @@ def run(word: str, arguments: list[str]) -> int:
     device = pick_device(settings.device)
     subjects = [with_flow(subject_at(p, settings, device), flow, device)
                 for p, flow in zip_longest(places, settings.flow, fillvalue="")]
-    found = {"places": [measured(subject, settings) for subject in subjects],
-             "settings": json.loads(json.dumps(dataclasses.asdict(settings), default=str))}
+    found = {"places": [measured(subject, settings) for subject in subjects], "settings": to_mapping(settings)}
     in_terminal(found)
     if settings.out is not None:
         settings.out.parent.mkdir(parents=True, exist_ok=True)
@@ -121,7 +118,7 @@ def refuse_what_cannot_be(settings: Settings) -> None:
 # ---- what is looked at ----
 
 def subject_at(place: str, settings: Settings, device) -> Subject:
-    kind = kind_of(place)
+    kind = space_kind(place)
     if kind == "codec":
         return encoded(place, settings, device)
     if kind in ("flow", "generator"):
@@ -146,21 +143,20 @@ def is_space_name(text: str) -> bool:
     return text == "bundled" or is_mixture(text) or all(is_known(name) for _, name in mixture(text, is_known))
 
 
-def kind_of(place: str) -> str:
+def space_kind(place: str) -> str:
     """`data`, or what a run, a product or a model's folder holds."""
     from stillroom.cli.draws import know_recipe
     from stillroom.settings.files import read_json
-    from stillroom.train.product import product_folder
-    from stillroom.train.teacher import is_mixture, is_ours
+    from stillroom.train.teacher import is_mixture, kind_of
 
     path = Path(place)
     if place == "bundled":
         return "codec"
     if is_mixture(place):
         return "flow"
-    if is_ours(path):
+    if kind := kind_of(path):
         know_recipe(path)
-        return str(read_json(product_folder(path) / "product.json").get("kind"))
+        return kind
     if path.suffix.lower() in (".safetensors", ".pth"):
         return "codec"
     config = path / "config.json"
@@ -231,16 +227,13 @@ def with_flow(subject: Subject, spec: str, device) -> Subject:
     if not spec:
         return subject
     from stillroom.cli.draws import know_recipe
-    from stillroom.train.product import load_product
-    from stillroom.train.teacher import is_ours, open_teacher, require_encoding
+    from stillroom.train.teacher import open_teacher, require_space
 
     know_recipe(Path(spec))
-    flow, name = open_teacher(spec), f"flow {spec}"
-    if flow.shape != subject.shape:
-        raise Refusal(f"{name}: it makes {list(flow.shape)}, and {subject.name} holds {list(subject.shape)}")
-    if is_ours(Path(spec)):
-        space = SimpleNamespace(name=subject.name, encoding=subject.encoding)
-        require_encoding(load_product(spec).card, space, name)      # pyright: ignore[reportArgumentType]
+    flow, known = open_teacher(spec), len(subject.classes or ())
+    require_space(flow, spec, subject, f"flow {spec}")
+    if known and flow.classes not in (None, known):         # either may know none: trajectories are the flow's own
+        raise Refusal(f"flow {spec}: it knows {flow.classes} classes, and {subject.name} has {known}")
     return subject._replace(flow=flow.to(device))
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from stillroom.cli.draws import DECODED, Draws, given, labels_of, open_decoder, open_draws
+from stillroom.cli.draws import Draws, given, labels_of, open_decoder, open_draws
 from stillroom.data import (
     BUILTIN,
     ImageTable,
@@ -251,10 +251,9 @@ def pictures_of(side: Side, spec: str, device: torch.device) -> Side:
     codec, name = open_decoder(spec, side.encoding, side.shape)
     codec = codec.to(device)
 
-    @torch.inference_mode()
     def batches(law: Tensor | None) -> Batches:
         for z, y in side.batches(law):
-            yield torch.cat([codec.decode(part.to(device)).clamp(-1, 1).cpu() for part in z.split(DECODED)]), y
+            yield codec.pictures(z), y
 
     shape = (3, *(n * codec.space.factor for n in side.shape[1:]))
     how = ", ".join(filter(None, (side.how, f"decoded by {spec} ({name[:12]})")))

@@ -4,15 +4,14 @@ import csv
 import io
 import json
 import math
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stillroom.cli.draws import CODECS, is_codec_name, require_there
 from stillroom.cli.flags import parse, take
+from stillroom.cli.progress import teller
 from stillroom.settings import Count, Natural, Positive, Refusal, Where, nearest
 
 if TYPE_CHECKING:
@@ -71,7 +70,7 @@ def run(word: str, arguments: list[str]) -> int:
         raise Refusal("usage: stillroom sweep RUN --data HELDOUT; see stillroom sweep --help")
     settings = parse(Settings, arguments, "stillroom sweep RUN", ABOUT)
     require_there(place, CODECS, is_codec_name(place))
-    tell = (lambda text: None) if quiet else partial(print, file=sys.stderr, flush=True)
+    tell = teller(quiet)
     sizes = numbers(settings.sizes, "--sizes", int, SMALLEST, LARGEST)
     scales = numbers(settings.scales, "--scales", float, 0.01, 100)
     out = place_for(settings, place)
@@ -217,16 +216,13 @@ def linear_data(settings: Settings, album, choosing):
     return lambda: others, [name for name, _ in others]
 
 
-RANDOM_WIDTHS = (16, 32, 64, 64)
-
-
 def views(settings: Settings, device) -> "tuple[dict[str, Metric], dict[str, int], Laws]":
     """Networks that look at pictures: distances, the pixels a side that each needs, and the features of a Fréchet
     distance."""
     from stillroom.codecs.sweep import Laws
-    from stillroom.measure.perceptual import BACKBONES, RandomFeatures, feature_distance_of, lpips_in, pooled
+    from stillroom.measure.perceptual import BACKBONES, SMALL, RandomFeatures, feature_distance_of, lpips_in, pooled
 
-    random = RandomFeatures(widths=RANDOM_WIDTHS).to(device)
+    random = RandomFeatures(widths=SMALL).to(device)
     distances: dict[str, Metric] = {"random_lpips": by_one(feature_distance_of(random), device)}
     if settings.lpips:
         distances = {f"lpips_{net}": by_one(lpips.to(device), device)

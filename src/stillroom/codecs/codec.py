@@ -76,6 +76,11 @@ class Codec(nn.Module):
         x = self.out_of_range(self.decoder(self.space.denormalise(z).contiguous(memory_format=torch.channels_last)))
         return x if size is None else x[..., : size[0], : size[1]]
 
+    @torch.no_grad()
+    def pictures(self, z: Tensor, at_once: int = 16) -> Tensor:
+        """Decoded for people and files: in parts, clamped, on the CPU."""
+        return torch.cat([self.decode(part.to(self.device)).clamp(-1, 1).cpu() for part in z.split(at_once)])
+
     def features(self, z: Tensor) -> Sequence[Tensor]:
         """Feature maps of the decoder's first layers: a decoder that offers them answers `features`."""
         if not hasattr(self.decoder, "features"):

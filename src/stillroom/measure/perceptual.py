@@ -50,6 +50,10 @@ def _sum_over_layers(maps) -> Tensor:
     return torch.stack([m.mean((1, 2)) for m in maps]).sum(0)       # [L, B] -> [B]
 
 
+SMALL = (16, 32, 64, 64)
+"""Widths of the random features of a Fréchet distance: few, for the covariance of a small set."""
+
+
 class RandomFeatures(nn.Module):
     """Features of an untrained network, the same for the same seed: a stand-in where no weights are at hand.
 

@@ -311,8 +311,7 @@ class Distillation(Recipe):
         if (codec := codec_beside(self.settings.teacher)) is None:
             return latents
         codec = codec.to(self.device)
-        return {name: torch.cat([codec.decode(one.to(self.device)).clamp(-1, 1).cpu() for one in z.split(1)])
-                for name, z in latents.items()}
+        return {name: codec.pictures(z, 1) for name, z in latents.items()}
 
 
 def adapted(denoiser: Denoiser, rank: int) -> Denoiser:

@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 
 from stillroom.report import compare_plots as plots
 from stillroom.report.page import Figure, Header, Images, Panels, Section, Settings, Table, Text, page
-from stillroom.report.words import duration, is_number, number, value
+from stillroom.report.terminal import printed
+from stillroom.report.words import duration, number
 from stillroom.settings.files import write_atomically
 
 Found = Mapping[str, Any]
@@ -242,20 +243,4 @@ def beside(r: Mapping[str, Any] | None, name: str) -> str | None:
 # ---- in the terminal ----
 
 def in_terminal(found: Found) -> None:
-    printed(tables(found), sentences(found))
-
-
-def printed(tables: Sequence[Rows], sentences: Sequence[str]) -> None:
-    from rich.console import Console
-    from rich.table import Table as Grid
-
-    console = Console(emoji=False, markup=False, highlight=False)
-    console = console if console.is_terminal else Console(emoji=False, markup=False, highlight=False, width=160)
-    for title, heads, body, _ in tables:
-        grid = Grid(title=title, title_justify="left", box=None, title_style="bold")
-        for i, head in enumerate(heads):
-            grid.add_column(head, justify="right" if i else "left", overflow="fold")
-        for row in body:
-            grid.add_row(*("–" if x is None else number(x) if is_number(x) else value(x) for x in row))
-        console.print(grid, "")
-    console.print("\n".join(sentences), soft_wrap=not console.is_terminal)
+    printed([table[:3] for table in tables(found)], [("", sentences(found))])

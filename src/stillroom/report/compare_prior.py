@@ -34,13 +34,13 @@ COSTLY = 600            # features, above which a Fréchet distance takes second
 class Budget:
     """What the priors of all codecs share."""
 
-    steps: int = 3000
-    batch: int = 64
-    width: int = 96
-    depth: int = 4
-    tokens: int = 4
-    rate: float = 1e-3
-    seed: int = 0
+    steps: int
+    batch: int
+    width: int
+    depth: int
+    tokens: int
+    rate: float
+    seed: int
 
 
 def patch_for(budget: Budget, side: int) -> int:

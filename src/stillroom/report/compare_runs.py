@@ -13,9 +13,10 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from stillroom.report import compare_runs_plots as plots
-from stillroom.report.compare import HIGHER, LOWER, Rows, printed
+from stillroom.report.compare import HIGHER, LOWER
 from stillroom.report.page import Figure, Files, Header, Images, Panels, Section, Settings, Table, Text, page
 from stillroom.report.plots import scatter
+from stillroom.report.terminal import printed
 from stillroom.report.words import number
 from stillroom.settings.files import write_atomically
 
@@ -342,10 +343,10 @@ def as_latex(found: Found) -> str:
 
 def in_terminal(found: Found) -> None:
     """A line for each method; turned, a column for each, where these are fewer."""
-    def table(s: Sheet) -> Rows:
+    def table(s: Sheet) -> tuple[str, list[str], list[list[Any]]]:
         if len(s.lines) > len(s.columns):
-            return Rows(s.title, ["", *s.columns], [[name, *(c.shown() for c in cells)] for name, cells in s.lines])
-        return Rows(s.title, ["", *(name for name, _ in s.lines)],
-                    [[column, *(cells[i].shown() for _, cells in s.lines)] for i, column in enumerate(s.columns)])
+            return s.title, ["", *s.columns], s.rows()
+        return (s.title, ["", *(name for name, _ in s.lines)],
+                [[column, *(cells[i].shown() for _, cells in s.lines)] for i, column in enumerate(s.columns)])
 
-    printed([table(s) for s in sheets(found)], sentences(found))
+    printed([table(s) for s in sheets(found)], [("", sentences(found))])

@@ -12,7 +12,8 @@ from stillroom.measure.portrait import SCOPES
 from stillroom.report import geometry_plots as plots
 from stillroom.report.geometry_words import as_grouping, ks, verdict
 from stillroom.report.page import Figure, Header, Panels, Section, Settings, Table, Text, page
-from stillroom.report.words import is_number, number, value
+from stillroom.report.terminal import printed
+from stillroom.report.words import number
 from stillroom.settings.files import write_atomically
 
 Found = Mapping[str, Any]
@@ -62,12 +63,12 @@ def sections(found: Found) -> list[Section]:
     return [
         *(Text("Will drifting work here?" if len(who) == 1 else f"Will drifting work in {name}?",
                in_words(place, found["settings"])) for name, place in zip(who, found["places"], strict=True)),
-        Panels("Spectra", {"": [*key(who), *(plots.spectra(found, who, over) for over in overs)]},
+        Panels("Spectra", {"": [*key(who), *(plots.spectra(found, over) for over in overs)]},
                "Each eigenvalue's share of the variance over its rank, both in decades. Dashed: within classes."),
-        Panels("Distances", {"": [*key(who), *(plots.distances(found, who, over) for over in overs)]},
+        Panels("Distances", {"": [*key(who), *(plots.distances(found, over) for over in overs)]},
                "Density of pairwise distances over their mean. A narrow peak is a kernel that can tell little apart. "
                "Dashed: pairs of one class."),
-        Panels("What a kernel sees", {"": [*key(who), *(plots.seen(found, who, over) for over in overs)]},
+        Panels("What a kernel sees", {"": [*key(who), *(plots.seen(found, over) for over in overs)]},
                f"Share of {found['settings']['particles']} samples that count, over the temperature in mean distances; "
                "dotted, as the participation ratio predicts. Dashed: samples of one class."),
         *bends(found, who),
@@ -247,19 +248,8 @@ def trajectory_rows(found: Found) -> list[list[Any]]:
 # ---- in the terminal ----
 
 def in_terminal(found: Found) -> None:
-    from rich.console import Console
-    from rich.table import Table as Grid
-
-    console = Console(emoji=False, markup=False, highlight=False)
-    console = console if console.is_terminal else Console(emoji=False, markup=False, highlight=False, width=160)
     who = names(found)
     paths = "Trajectories", "", ["", *who], trajectory_rows(found)
-    for heading, told, heads, body in [*tables(found), paths]:
-        grid = Grid(*heads, title=f"{heading}. {told}".strip(), title_justify="left", box=None, title_style="bold")
-        for row in body:
-            grid.add_row(*("–" if x is None else number(x) if is_number(x) else value(x) for x in row))
-        console.print(grid, "")
-    for name, place in zip(who, found["places"], strict=True):
-        status, *told = in_words(place, found["settings"])
-        console.print(f"{name}: {status}", style="bold", soft_wrap=not console.is_terminal)
-        console.print("\n".join(told), soft_wrap=not console.is_terminal)
+    verdicts = [(name, in_words(place, found["settings"])) for name, place in zip(who, found["places"], strict=True)]
+    printed([(f"{heading}. {told}".strip(), heads, body) for heading, told, heads, body in [*tables(found), paths]],
+            [(f"{name}: {status}", told) for name, (status, *told) in verdicts])

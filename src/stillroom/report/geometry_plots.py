@@ -32,7 +32,7 @@ def key(who: Sequence[str]) -> Figure:
     return figure
 
 
-def spectra(found: Found, who: Sequence[str], over: str) -> Figure:
+def spectra(found: Found, over: str) -> Figure:
     figure, axes = _panel(f"Spectrum {OVER[over]}")
     for i, scope, p in _portraits(found, over):
         s = p["spectra"][scope]
@@ -49,7 +49,7 @@ def spectra(found: Found, who: Sequence[str], over: str) -> Figure:
     return figure
 
 
-def distances(found: Found, who: Sequence[str], over: str) -> Figure:
+def distances(found: Found, over: str) -> Figure:
     """Densities from quantiles: between two of them lies one part in a hundred."""
     figure, axes = _panel(f"Distances {OVER[over]}")
     for i, scope, p in _portraits(found, over):
@@ -64,7 +64,7 @@ def distances(found: Found, who: Sequence[str], over: str) -> Figure:
     return figure
 
 
-def seen(found: Found, who: Sequence[str], over: str) -> Figure:
+def seen(found: Found, over: str) -> Figure:
     figure, axes = _panel(f"Share seen {OVER[over]}")
     for i, scope, p in _portraits(found, over):
         s = p["curves"][scope]

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from stillroom.codecs import Codec
 from stillroom.data import Source, Stream, encoding_card
@@ -64,14 +64,28 @@ def require_prompts(flow: Flow | None, spec: str, prompts: str) -> None:
 def open_teacher_of(spec: str, data: Source | Stream, prompts: str = "") -> Flow:
     """A flow whose samples are of the data's shape, classes and latent space."""
     flow, name = open_teacher(spec, prompts), f"teacher {spec}"
-    if flow.shape != tuple(data.shape):
-        raise Refusal(f"{name}: it makes {list(flow.shape)}, and {data.name} holds {list(data.shape)}")
+    require_space(flow, spec, data, name)
     if flow.classes != (None if data.classes is None else len(data.classes)):
         raise Refusal(f"{name}: it knows {flow.classes or 'no'} classes, and {data.name} has "
                       f"{len(data.classes or ()) or 'none'}")
+    return flow
+
+
+class Samples(Protocol):
+    """What is asked of samples before a flow stands beside them; `encoding` too, where they are latents."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+
+def require_space(flow: Flow, spec: str, data: Samples, name: str) -> None:
+    """A flow, opened from `spec`, that makes samples of the shape and latent space of others."""
+    if flow.shape != tuple(data.shape):
+        raise Refusal(f"{name}: it makes {list(flow.shape)}, and {data.name} holds {list(data.shape)}")
     if is_ours(Path(spec)):
         require_encoding(load_product(spec).card, data, name)
-    return flow
 
 
 def teacher_card(spec: str) -> dict[str, Any]:
@@ -85,7 +99,7 @@ def encoding_of(spec: str) -> dict[str, Any]:
     return {"encoding": card["encoding"]} if "encoding" in card else {}
 
 
-def require_encoding(card: Mapping[str, Any], data: Source | Stream, name: str) -> None:
+def require_encoding(card: Mapping[str, Any], data: Samples, name: str) -> None:
     """Latents of another codec or normaliser are numbers of the same shape, and another language."""
     theirs, mine = card.get("encoding"), encoding_card(data).get("encoding")
     if theirs == mine:
@@ -136,6 +150,14 @@ def frozen(module):
 
 def is_ours(path: Path) -> bool:
     return (path / "settings.toml").is_file() or (path / "product.json").is_file()
+
+
+def kind_of(place: Path | str) -> str:
+    """Of the product of a run or folder of ours; "" of what is none."""
+    path = Path(place)
+    if not is_ours(path) and not is_ours(path / "product"):
+        return ""
+    return str(read_json(product_folder(path) / "product.json").get("kind", ""))
 
 
 def part_of(place: Path | str, kind: str) -> Any:
