@@ -275,6 +275,77 @@ def test_sids_heads_stand_on_the_fake_score_and_dmds_on_the_teacher(tmp_path, te
     assert sid.adversary.denoiser is sid.fake and dmd.adversary.denoiser is dmd.origin
 
 
+# ---- heads on the fake score ----
+
+
+def judged(recipe, x, t, eps, y):
+    """[B]: what heads say of the fake score's features at x noised."""
+    found = recipe.fake.hidden(recipe.fake.path.noise(x, t, eps), t, y, recipe.adversary.layers)
+    return recipe.adversary.heads(list(found.values()))
+
+
+def gradients(loss, module):
+    wanted = {name: p for name, p in module.named_parameters() if p.requires_grad}
+    found = torch.autograd.grad(loss.mean(), list(wanted.values()), retain_graph=True, allow_unused=True)
+    return {name: torch.zeros_like(p) if g is None else g
+            for (name, p), g in zip(wanted.items(), found, strict=True)}
+
+
+@pytest.mark.parametrize(("recipe", "more"), [
+    (DMD, {}), (DMD, {"fake_lora": 2}), (SiD, {}), (DisBack, {"steps": 2000}),
+], ids=["dmd", "dmd-lora", "sid", "disback"])
+def test_the_heads_teach_the_fake_score_that_they_stand_on(tmp_path, teacher, recipe, more):
+    """softplus(D(made)) + softplus(-D(real)) moves both, and softplus(-D(made)) the student, through the fake score."""
+    heads = Adversarial(weight=0.5, r1=0.1)
+    recipe, _ = made(recipe, tmp_path, teacher, adversarial=heads, judge="fake", judge_weight=0.25, **more)
+    trainer_of(recipe, recipe.settings)                                         # which says what learns
+    shaken(recipe.fake, "lora_" if more.get("fake_lora") else "")
+    shaken(recipe.adversary.heads, "")
+    x, real, y, turn = torch.randn(16, 2, requires_grad=True), torch.randn(16, 2), torch.arange(16) % 2, Turn()
+    terms = recipe.judged(recipe.adversary.critic(real, x, Turn(), 1 - y, y))
+    assert {role: set(found) for role, found in terms.items()} == {"head": {"critic", "r1"}, "fake": {"critic"}}
+    t, of_real, of_made = turn.draw(recipe.gap_law), turn.randn(real), turn.randn(x)
+    critic = (1 + judged(recipe, x.detach(), t, of_made, y).exp()).log() + (
+        1 + (-judged(recipe, real, t, of_real, 1 - y)).exp()).log()
+    for role, module, weight in (("head", recipe.adversary.heads, 1.0), ("fake", recipe.fake, 0.25)):
+        ours, by_hand = gradients(terms[role]["critic"], module), gradients(critic, module)
+        assert any(g.abs().max() > 1e-4 for g in by_hand.values())
+        for name, g in by_hand.items():
+            assert torch.allclose(ours[name], weight * g, rtol=1e-4, atol=1e-7), name
+    turn = Turn()
+    t, eps = turn.draw(recipe.gap_law), turn.randn(x)
+    (by_hand,) = torch.autograd.grad(0.5 * (1 + (-judged(recipe, x, t, eps, y)).exp()).log().sum(), x)
+    (ours,) = torch.autograd.grad(recipe.adversary.maker(x, Turn(), y).sum(), x)
+    assert torch.allclose(ours, by_hand, rtol=1e-4, atol=1e-7) and by_hand.abs().max() > 1e-4
+
+
+@pytest.mark.parametrize(("recipe", "more", "moved"), [
+    (DMD, {}, False), (DMD, {"judge": "fake"}, True), (DMD, {"judge": "fake", "judge_weight": 0.0}, False),
+    (SiD, {}, False), (SiD, {"judge": "fake", "judge_weight": 0.01}, True), (SiD, {"judge": "teacher"}, False),
+])
+def test_unless_asked_heads_leave_the_fake_score_as_it_is_without_them(tmp_path, teacher, recipe, more, moved):
+    """The student stands still, so that nothing else could reach the fake score."""
+    still = Optimizer(lr=0.0)
+    ends = []
+    for k, rate in enumerate((0.1, 0.2)):
+        heads = Adversarial(weight=0.1, head=Optimizer(lr=rate))
+        recipe_k, settings = made(recipe, tmp_path / f"{k}", teacher, steps=4, student=still, teacher_samples=64,
+                                  adversarial=heads, **more)
+        list(steps_of(trainer_of(recipe_k, settings), 4))
+        ends.append(state(recipe_k.fake))
+    assert same(*ends) != moved
+    on = recipe_k.fake if moved or more.get("judge", recipe.Settings.judge) == "fake" else recipe_k.origin
+    assert recipe_k.adversary.denoiser is on
+
+
+@pytest.mark.parametrize("more", [{}, {"fake_lora": 4}, {"accumulate": 2}], ids=str)
+def test_a_student_judged_by_a_fake_score_that_learns_to_comes_nearer(tmp_path, teacher, data, more):
+    judge = {"adversarial": ANCHOR, "judge": "fake", "teacher_samples": 500}
+    first, later = (far(stillroom.load(run(DMD, tmp_path / f"{steps}", teacher, steps=steps, **judge, **more)), data)
+                    for steps in (1, 300))
+    assert later < 0.5 * first
+
+
 # ---- DisBack ----
 
 
@@ -454,6 +525,9 @@ def test_with_another_weight_a_student_comes_nearer_too(tmp_path, teacher, data,
     (DisBack, {"fake_lora": 4}, "kept as whole networks"),
     (DisBack, {"steps": 400, "record": 200, "kept": 2}, "none for the teacher itself"),
     (DisBack, {"record": 3}, "weights are kept 4 times"),
+    (DMD, {"judge": "fake"}, "there are no heads"), (SiD, {"judge_weight": 0.1}, "there are no heads"),
+    (DMD, {"judge_weight": 0.1, "adversarial": ANCHOR}, "give --judge fake"),
+    (DecoupledDMD, {"judge": "fake", "guidance": 2.0}, "there is no fake score"),
     (SiD, {"weight": "none"}, "only the release's"), (DecoupledDMD, {"weight": "none"}, "over its own residual"),
     (DMD, {"times": (0.9, 0.1)}, "times 0.9 0.1: the first is not below"),
     (SDS, {"times": (0.9, 0.1), "law": "logit-normal"}, "times 0.9 0.1: the first is not below"),

@@ -26,6 +26,8 @@ CASES = {
     "dmd": ("dmd", {"student": FAST, "score": FAST, "every": 2}),
     "dmd, heads": ("dmd", {"student": FAST, "score": FAST, "adversarial": HEADS}),
     "dmd, heads on what learns": ("dmd", {"student": FAST, "score": FAST, "adversarial": HEADS, "fake_lora": 2}),
+    "dmd, heads that teach": ("dmd", {"student": FAST, "score": FAST, "adversarial": HEADS, "judge": "fake",
+                                      "judge_weight": 1.0}),
     "sid, heads on what learns": ("sid", {"student": FAST, "score": FAST, "adversarial": HEADS}),
     "boot": ("boot", {"student": FAST}),
     "gdd": ("gdd", {"student": FAST, "critic": FAST, "lazy": 2, "width": 16}),
@@ -37,7 +39,7 @@ CASES = {
     "drifting": ("drifting", {"student": FAST, "data": "clusters", "size": 1, "support": 4, "bank": 8, "groups": 4,
                               "early": 0.5}),
 }
-SPREAD = ("dmd, heads on what learns", "gdd", "sds", "msd, smaller")     # over two processes too
+SPREAD = ("dmd, heads on what learns", "dmd, heads that teach", "gdd", "sds", "msd, smaller")   # over two processes too
 
 SMALL = {"data": "given", "size": 8, "steps": 4, "batch": 16, "precision": "float32", "device": "cpu", "log_every": 1,
          "perceptual": 0.0, "critic_width": 4, "adversarial": 0.5, "critic_from": 0.0, "adversarial_from": 0.0,

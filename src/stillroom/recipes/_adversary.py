@@ -26,10 +26,12 @@ class Adversarial:
 
 
 class Adversary:
-    """Heads on what `denoiser` computes inside, which they do not move. Both sides are judged at one noise level."""
+    """Heads on what `denoiser` computes inside, which they move only where it is `taught` by their loss. Both sides are
+    judged at one noise level."""
 
-    def __init__(self, denoiser: Denoiser | Bare, settings: Adversarial, shape: tuple[int, ...], law):
-        self.denoiser, self.settings, self.law = denoiser, settings, law
+    def __init__(self, denoiser: Denoiser | Bare, settings: Adversarial, shape: tuple[int, ...], law,
+                 taught: bool = False):
+        self.denoiser, self.settings, self.law, self.taught = denoiser, settings, law, taught
         self.layers = settings.layers or inner_layers(denoiser.net)
         device = next(denoiser.parameters()).device
         y = None if denoiser.classes is None else torch.zeros(1, dtype=torch.long, device=device)
@@ -45,7 +47,7 @@ class Adversary:
         """Terms of the heads."""
         t = turn.draw(self.law)
         real_t, made_t = (self.denoiser.path.noise(x.detach(), t, turn.randn(x)) for x in (real, made))
-        with torch.no_grad():
+        with torch.set_grad_enabled(self.taught):
             of_real, of_made = self.features(real_t, t, y_real), self.features(made_t, t, y)
         logits = self.heads(of_real)
         terms = {"critic": critic_softplus(logits, self.heads(of_made))}

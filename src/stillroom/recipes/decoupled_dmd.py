@@ -51,6 +51,8 @@ class DecoupledDMD(dmd.DMD):
         if settings.guidance <= 1:
             raise Refusal(f"guidance {settings.guidance:g}: what it adds above 1 is what moves the student; give 3, or "
                           "match without guidance: stillroom distill dmd")
+        if (settings.judge, settings.judge_weight) != (Settings.judge, Settings.judge_weight):
+            raise Refusal("judge, judge_weight: where there are heads here, there is no fake score; leave them out")
         if settings.weight != Settings.weight:
             raise Refusal(f"weight {settings.weight}: here each term is over its own residual; leave it out")
         if settings.fake_lora and settings.shield != "dm":

@@ -28,8 +28,9 @@ from stillroom.match import Weight
 from stillroom.paths import LawName
 from stillroom.recipes._adversary import Adversarial, Adversary
 from stillroom.recipes._students import Distillation, Ends, WithData, averaged, generator_of, plans_of, score_gap
-from stillroom.settings import Count, Natural, Optimizer, Refusal, Share
+from stillroom.settings import Count, Natural, NotNegative, Optimizer, Refusal, Share
 from stillroom.train import Role
+from stillroom.train.recipe import Terms
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +52,11 @@ class Settings(WithData):
     fake_lora: Natural = 0
     """Rank of the fake score as adapters on the teacher's own weights, which are then held once; 0 is a copy."""
     adversarial: Adversarial = field(default_factory=Adversarial)
-    """Heads on the teacher's features, which tell noised samples from noised data."""
+    """Heads on a score's features, which tell noised samples from noised data."""
+    judge: Literal["teacher", "fake"] = "teacher"
+    """Whose features: the teacher's, which stand still (FastGen), or the fake score's (DMD2)."""
+    judge_weight: NotNegative = 0.01
+    """Of the heads' loss in what the fake score learns, where they stand on it; that of DMD2's release."""
     score: Optimizer = field(default_factory=lambda: Optimizer(lr=2e-4, clip=1.0))
 
 
@@ -60,6 +65,7 @@ class DMD(Distillation):
     inputs = ("data",)
 
     def __init__(self, settings: Settings, data=None):
+        require_judge(settings)
         if settings.student_steps == 1 and (settings.asked, settings.move) != (Settings.asked, Settings.move):
             raise Refusal("asked, move: of a student of several steps; give --student-steps above 1, or leave them out")
         super().__init__(settings, data)
@@ -77,9 +83,15 @@ class DMD(Distillation):
         rank = self.settings.fake_lora
         return self.begun_on_teacher(rank) if rank else self.begun_whole()
 
+    @property
+    def judge(self):
+        return self.fake if self.settings.judge == "fake" else super().judge
+
     def opposed(self) -> Adversary | None:
         s = self.settings
-        return Adversary(self.judge, s.adversarial, self.flow.shape, self.gap_law) if s.adversarial.weight else None
+        if not s.adversarial.weight:
+            return None
+        return Adversary(self.judge, s.adversarial, self.flow.shape, self.gap_law, taught=learns_to_judge(s))
 
     @property
     def needs_ends(self) -> bool:
@@ -104,7 +116,7 @@ class DMD(Distillation):
             yield {"fake": {"dsm": self.tracked(x, y, turn)}}
         if self.adversary:
             real, y_real = self.given(batch, turn)
-            yield {"head": self.adversary.critic(real, x, turn, y_real, y)}
+            yield self.judged(self.adversary.critic(real, x, turn, y_real, y))
 
     # ---- the student's samples ----
 
@@ -130,6 +142,12 @@ class DMD(Distillation):
     def tracked(self, x: Tensor, y: Tensor | None, turn) -> Tensor:
         return denoising_loss(self.fake, x, turn.draw(self.gap_law), turn.randn(x), y)
 
+    def judged(self, terms: Terms) -> dict[str, Terms]:
+        """The heads' loss, of which the fake score learns as well if they stand on it."""
+        if not learns_to_judge(self.settings):
+            return {"head": terms}
+        return {"head": terms, "fake": {"critic": self.settings.judge_weight * terms["critic"]}}
+
     def moved(self, x: Tensor, y: Tensor | None, turn) -> dict[str, Tensor]:
         terms = self.followed(x, y, turn)
         return terms | ({"adversarial": self.adversary.maker(x, turn, y)} if self.adversary else {})
@@ -146,3 +164,16 @@ class DMD(Distillation):
 
     def generator(self):
         return generator_of(averaged(self.mean), self.flow, [self.plan], self.settings.move)
+
+
+def learns_to_judge(s: Settings) -> bool:
+    """Whether the heads' loss moves the fake score."""
+    return s.adversarial.weight > 0 and s.judge == "fake" and s.judge_weight > 0
+
+
+def require_judge(s: Settings) -> None:
+    usual = type(s)
+    if not s.adversarial.weight and (s.judge, s.judge_weight) != (usual.judge, usual.judge_weight):
+        raise Refusal("judge, judge_weight: there are no heads; give --adversarial.weight above 0, or leave them out")
+    if s.judge == "teacher" and s.judge_weight != usual.judge_weight:
+        raise Refusal("judge_weight: the teacher's features stand still; give --judge fake, or leave it out")

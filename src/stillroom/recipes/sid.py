@@ -30,8 +30,7 @@ from torch import Tensor
 from stillroom.flows import denoising_loss, guided
 from stillroom.match import score_identity
 from stillroom.recipes import dmd
-from stillroom.recipes._adversary import Adversary
-from stillroom.settings import Count, Optimizer, Refusal, Share
+from stillroom.settings import Count, NotNegative, Optimizer, Refusal, Share
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +45,8 @@ class Settings(dmd.Settings):
     """Of the fake score in the student's loss; negative with cfg anti."""
     fake_own_guidance: float = 1.0
     """Of the fake score in its own loss."""
+    judge: Literal["teacher", "fake"] = "fake"
+    judge_weight: NotNegative = 0.0
     drop: Share = 0.1
     """Share of labels dropped in the fake score's loss."""
     student: Optimizer = field(default_factory=lambda: Optimizer(lr=2e-4, betas=(0.0, 0.999), clip=1.0, warmup=100))
@@ -66,10 +67,6 @@ class SiD(dmd.DMD):
             self.require_two_answers()
         self.guided_fake = guided(self.fake, settings.fake_guidance)
         self.taught_fake = guided(self.fake, settings.fake_own_guidance)
-
-    def opposed(self):
-        s = self.settings
-        return Adversary(self.fake, s.adversarial, self.flow.shape, self.gap_law) if s.adversarial.weight else None
 
     def tracked(self, x: Tensor, y: Tensor | None, turn) -> Tensor:
         t, eps, y = turn.draw(self.gap_law), turn.randn(x), self.dropped(self.known(y), self.settings.drop, turn)
