@@ -6,6 +6,7 @@ import os
 import socket
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -13,8 +14,9 @@ import pytest
 import torch
 from PIL import Image
 
+from stillroom.cli.train import anchored_place
 from stillroom.data import ImageTable, Some, Tensors, named, open_source, tables
-from stillroom.settings import Images, Refusal
+from stillroom.settings import Images, Place, Refusal
 
 
 def grey(value, kind="PNG"):
@@ -216,3 +218,61 @@ def test_cifar_parquet_matches_a_plain_decode():
         image = Image.open(io.BytesIO(table["image"][i].as_py()["bytes"])).convert("RGB")
         assert torch.equal(((pixels + 1) * 127.5).round().byte().permute(1, 2, 0), torch.from_numpy(np.array(image)))
         assert y is not None and int(y[row]) == table["label"][i].as_py()
+
+
+@pytest.fixture
+def no_hub(tmp_path, monkeypatch):
+    """Nothing is asked of the network, and `datasets` keeps its copies here."""
+    def refuse(*where):
+        raise AssertionError(f"the network was tried: {where}")
+
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+def test_a_folder_that_datasets_reads(tmp_path, no_hub, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for split, first in ("train", 5), ("test", 8):
+        for i in range(2):
+            picture(tmp_path / f"set/{split}/{i}.png", first + i)
+        rows = [json.dumps({"file_name": f"{i}.png", "label": 1 - i}) for i in range(2)]
+        (tmp_path / f"set/{split}/metadata.jsonl").write_text("\n".join(rows))
+    assert shown(opened("datasets:set")) == ([5, 6], [1, 0])
+    assert shown(opened("datasets:set:test")) == ([8, 9], [1, 0])
+
+
+def test_a_folder_of_arrow_files_that_datasets_reads(tmp_path, no_hub):
+    cells = [{"bytes": grey(v), "path": None} for v in (7, 8, 9)]
+    features = datasets.Features({"image": datasets.Image(), "kind": datasets.ClassLabel(names=["low", "high"])})
+    made = datasets.Dataset.from_dict({"image": cells, "kind": [0, 1, 1]}, features=features)
+    made.save_to_disk(tmp_path / "saved")
+    (tmp_path / "set").mkdir()
+    (arrow,) = (tmp_path / "saved").glob("*.arrow")
+    arrow.rename(tmp_path / "set/test.arrow")
+    source = opened(f"datasets:{tmp_path}/set:test")
+    assert shown(source) == ([7, 8, 9], [0, 1, 1]) and source.classes == ("low", "high")
+    both = open_source(Images(data=f"datasets:{tmp_path}/set:test+datasets:{tmp_path}/set:test", size=4))
+    assert len(both) == 6                                                                       # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("spec", "says"), [
+    ("datasets:", "no such folder"),
+    ("datasets:./nowhere", "no such folder; give one, or a name on the hub"),
+    ("datasets:FOLDER:nosuch", r"cannot load its split 'nosuch': .*train"),
+    ("datasets:FOLDER", "no column holds images"),
+])
+def test_what_datasets_cannot_load_is_refused(tmp_path, no_hub, spec, says):
+    (tmp_path / "rows.jsonl").write_text('{"x": 1}\n')
+    with pytest.raises(Refusal, match=says):
+        opened(spec.replace("FOLDER", str(tmp_path)))
+
+
+def test_a_place_for_datasets_is_found_again_from_other_folders(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "set").mkdir()
+    here = f"datasets:{tmp_path}/set"
+    for said, anchored in {
+        "datasets:set": here, "datasets:set:test": f"{here}:test", "photos+datasets:set": f"photos+{here}",
+        "datasets:owner/name:test": "datasets:owner/name:test",
+    }.items():
+        assert anchored_place(said, Place()) == anchored

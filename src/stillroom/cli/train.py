@@ -95,9 +95,11 @@ def anchored(settings: Run) -> Run:
 def anchored_place(text: str, place: Place) -> str:
     """The whole path of a file or folder, alone, in a mixture, or before `:train` and the like. Other names stay."""
     from stillroom.data.mixed import mixed_name, mixture
-    from stillroom.data.open import BUILTIN, is_known, parted
+    from stillroom.data.open import BUILTIN, LOADED, is_known, parted
 
     def whole(spec: str) -> str:
+        if spec.startswith(LOADED):
+            return LOADED + whole(spec.removeprefix(LOADED))
         for name, split in ((spec, None), parted(spec)):
             if name and name not in BUILTIN and (place := expanded(name)).exists():
                 return str(place.resolve()) + (f":{split}" if split else "")

@@ -11,11 +11,12 @@ from stillroom.data.latents import INDEX, Encoding, Latents
 from stillroom.data.mixed import Mixed, mixture
 from stillroom.data.scenes import KINDS, Scenes
 from stillroom.data.streams import TarStream
-from stillroom.data.tables import SUFFIXES, Rows, folder, parquet, saved
+from stillroom.data.tables import SUFFIXES, Rows, folder, loaded, parquet, saved
 from stillroom.settings import Images, Refusal, expanded, nearest
 
 BUILTIN = ("digits", "shapes", "leaves", "photos")
 SPLITS = ("train", "test", "val", "validation")
+LOADED = "datasets:"        # before a folder or a name that `datasets` is to load
 
 
 def open_source(settings: Images, expect: Encoding | None = None) -> Source | Stream:
@@ -48,22 +49,24 @@ def open_source(settings: Images, expect: Encoding | None = None) -> Source | St
 
 
 def is_known(spec: str) -> bool:
-    """Is there a builtin, a file or a folder of this name?"""
+    """Is there a builtin, a file or a folder of this name, or is it one for `datasets`?"""
     name, _ = parted(spec)
+    if name.startswith(LOADED):
+        return "+" not in name or expanded(name.removeprefix(LOADED)).exists()
     return name in BUILTIN or (bool(name) and expanded(name).exists())
 
 
 def parted(spec: str) -> tuple[str, str | None]:
-    """(name, split)"""
-    match = re.fullmatch(rf"(.+):({'|'.join(SPLITS)})", spec)
-    return (match[1], match[2]) if match else (spec, None)
+    """(name, split); what `datasets` loads may have splits of any name."""
+    match = re.fullmatch(rf"({LOADED}.+):([\w.-]+)|(.+):({'|'.join(SPLITS)})", spec)
+    return (match[1] or match[3], match[2] or match[4]) if match else (spec, None)
 
 
 def _open(spec: str, settings: Images, expect: Encoding | None) -> Source | Stream:
     name, split = parted(spec)
     if name in BUILTIN:
         return _builtin(name, split_of(name, split), settings)
-    if store := store_at(spec):
+    if not name.startswith(LOADED) and (store := store_at(spec)):
         return _latents(store, settings, expect)
     how = {"size": size_of(spec, settings), "crop": settings.crop, "flip": settings.flip,
            "bad_share": settings.bad_share, "shrink": settings.shrink}     # asked before much is read
@@ -116,6 +119,9 @@ class Tars(NamedTuple):
 
 def placed(spec: str) -> Rows | Tars | Path:
     """What lies at a path: pictures by number, pictures in tars, or the folder of a latent store."""
+    name, split = parted(spec)
+    if name.startswith(LOADED):
+        return loaded(name.removeprefix(LOADED), split or "train")
     path, split = within(spec)
     if path.is_file():
         if split not in (None, "train"):

@@ -1,7 +1,6 @@
-"""Where encoded pictures lie: folders, parquet files, data sets saved by `datasets`. Nothing is decoded here.
+"""Where encoded pictures lie: folders, parquet files, data sets saved or read by `datasets`. Nothing is decoded here.
 
-No network is tried: `datasets.load_dataset` counts each use by a request to the hub, so its readers are
-called directly.
+No network is tried, but for a name on the hub.
 """
 
 import hashlib
@@ -16,7 +15,7 @@ import torch
 from torch import Tensor
 
 from stillroom.data.tensors import check_labels
-from stillroom.settings import Refusal
+from stillroom.settings import Refusal, expanded
 
 SUFFIXES = frozenset((
     ".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".jp2", ".avif", ".tga",
@@ -123,6 +122,21 @@ def saved(path: Path, split: str) -> Rows:
             raise Refusal(f"{path}: has no split {split!r}; it has {', '.join(map(str, data))}")
         data = data[split]
     return _dataset(data, f"{path}:{split}", path)
+
+
+def loaded(place: str, split: str) -> Rows:
+    """What `datasets.load_dataset` makes of a folder's files (arrow, pictures with a metadata.jsonl or .csv), or of a
+    name on the hub. It keeps a memory-mapped copy in its cache."""
+    import datasets
+
+    path = expanded(place)
+    if not place or path.is_file() or (not path.exists() and place.startswith(("/", ".", "~"))):
+        raise Refusal(f"datasets:{place}: no such folder; give one, or a name on the hub")
+    try:
+        data = datasets.load_dataset(str(path.resolve()) if path.exists() else place, split=split)
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        raise Refusal(f"datasets:{place}: `datasets` cannot load its split {split!r}: {error}") from error
+    return _dataset(data, f"datasets:{place}:{split}", path)
 
 
 def _dataset(data: Any, name: str, base: Path) -> Rows:

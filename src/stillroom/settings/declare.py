@@ -61,8 +61,9 @@ class Images:
     """Where images come from, and how each becomes a square of `size` pixels."""
 
     data: Where
-    """A folder, a parquet file, a tar, a latent store, or one of: digits, shapes, leaves, photos. Several are mixed by
-    `photos+leaves`, or by weight: `0.7*photos+0.3*leaves`."""
+    """A folder, a parquet file, a tar, a latent store, or one of: digits, shapes, leaves, photos; `:test` behind it is
+    another split than train. `datasets:` before a folder, or before a name on the hub, has `datasets` load it. Several
+    are mixed by `photos+leaves`, or by weight: `0.7*photos+0.3*leaves`."""
     size: Count | None = None
     """Pixels a side of the squares. Latent stores and digits have a size of their own."""
     crop: Literal["centre", "random", "shrink"] = "centre"
