@@ -1,4 +1,5 @@
-"""Exact denoisers, and nets of a known answer, for the tests of flows and samplers."""
+"""Exact denoisers, nets of a known answer and nets that nothing leaves untouched, for the tests of flows and
+samplers."""
 
 import pytest
 import torch
@@ -38,6 +39,15 @@ class Answer(nn.Module):
 
     def forward(self, x_t, t, y=None):
         return self.function(x_t, t, y)
+
+
+def shaken(net: nn.Module, seed: int = 0) -> nn.Module:
+    """Weights that are nowhere zero, so that every input tells."""
+    g = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for p in net.parameters():
+            p.add_(0.2 * torch.randn(p.shape, generator=g))
+    return net
 
 
 def natively(exact: Denoises, kind) -> Denoiser:

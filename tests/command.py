@@ -5,10 +5,14 @@ import io
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import pytest
 
 from stillroom.cli.main import main
+from stillroom.settings import Refusal
 
 TINY = "--data digits --size 8 --batch 8 --width 16 --depth 1 --precision float32"
 
@@ -29,6 +33,29 @@ def stillroom(*words: str | Path) -> Told:
         except SystemExit as end:  # tyro's --help
             code = int(end.code or 0)
     return Told(code, out.getvalue(), err.getvalue())
+
+
+def printed(*words: str | Path) -> str:
+    """What a command that does well prints."""
+    told = stillroom(*words)
+    assert told.code == 0, told.err
+    return told.out
+
+
+def complaint(*words: str | Path) -> str:
+    """The one line in which a command is refused."""
+    told = stillroom(*words)
+    assert told.code == 2 and told.err.startswith("stillroom: ") and told.err.count("\n") == 1, told
+    return told.err.removeprefix("stillroom: ").rstrip("\n")
+
+
+def refused(do: Callable[[], Any]) -> str:
+    """The one line in which a call is refused."""
+    with pytest.raises(Refusal) as found:
+        do()
+    line = str(found.value)
+    assert "\n" not in line
+    return line
 
 
 def python(*argv: str | Path, **more) -> subprocess.CompletedProcess:

@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+from command import complaint as refused
 from command import files, stillroom
 from stillroom.cli import sample as command
 from stillroom.codecs import Codec, fingerprint
@@ -79,12 +80,6 @@ def home(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-
-
-def refused(*words):
-    told = stillroom(*words)
-    assert told.code == 2 and told.err.startswith("stillroom: ") and told.err.count("\n") == 1, told
-    return told.err.removeprefix("stillroom: ").rstrip("\n")
 
 
 def drawn(home, name, words):

@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from command import refused
 from stillroom.codecs import Codec, fingerprint
 from stillroom.codecs.export import to_diffusers
 from stillroom.codecs.files import Encoded, require_space
@@ -16,7 +17,6 @@ from stillroom.codecs.rae import from_diffusers_rae, statistics_of, to_diffusers
 from stillroom.codecs.tokens import token_encoder
 from stillroom.nets.vit import ViT, ViTDecoder
 from stillroom.recipes.rae import opened
-from stillroom.settings import Refusal
 from stillroom.train import Product
 from stillroom.train.product import load_product, save_product
 from stillroom.train.teacher import open_codec
@@ -145,14 +145,6 @@ def test_pictures_are_brought_to_the_encoders_own_patches_and_pixels(tmp_path):
     usual = tuple(torch.tensor(v).view(-1, 1, 1) for v in USUAL)
     assert torch.allclose(z, asked(model, "dinov2_with_registers", (small - mean) / std * usual[1] + usual[0], extra),
                           atol=1e-4)
-
-
-def refused(do):
-    with pytest.raises(Refusal) as found:
-        do()
-    line = str(found.value)
-    assert "\n" not in line
-    return line
 
 
 def test_folders_that_are_no_encoder_are_refused_in_one_line(tmp_path):

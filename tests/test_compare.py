@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+from command import complaint, printed, stillroom
 from stillroom import train
 from stillroom.cli import compare, comparison, comparison_data
 from stillroom.cli.evaluation import Space
@@ -43,18 +44,11 @@ TINY = "--data digits --n 80 --pictures 200 --steps 12 --batch 16 --width 16 --d
 
 
 def compared(*words: str | Path) -> str:
-    argv = [w for word in words for w in ([str(word)] if isinstance(word, Path) else word.split())]
-    out = io.StringIO()
-    with contextlib.redirect_stdout(out):
-        assert compare.run("compare", argv) == 0
-    return out.getvalue()
+    return printed("compare", *words)
 
 
 def refused(*words: str | Path) -> str:
-    with pytest.raises(Refusal) as refusal:
-        compared(*words)
-    assert "\n" not in str(refusal.value)
-    return str(refusal.value)
+    return complaint("compare", *words)
 
 
 def found_in(out: Path) -> dict:
@@ -403,8 +397,7 @@ def test_killed_in_a_prior_it_goes_on_to_the_same_end(codecs, tmp_path, counted,
 
     with monkeypatch.context() as patched:
         patched.setattr(comparison, "watch_for", lambda quiet: Stops())
-        with pytest.raises(KeyboardInterrupt):
-            compared(codecs["coarse"], TINY, "--out", cut)
+        assert stillroom("compare", codecs["coarse"], TINY, "--out", cut).code == 130
     with monkeypatch.context() as patched:
         patched.setattr(priors, "generation", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
@@ -487,8 +480,6 @@ def test_a_folder_of_classes_is_set_aside_in_part(codecs, tmp_path):
 
 
 def test_features_of_a_run_are_the_common_space(codecs, tmp_path):
-    from command import stillroom
-
     run = tmp_path / "features"
     made = stillroom("train features --data digits --size 8 --steps 2 --batch 8 --precision float32 --quiet --out", run)
     assert made.code == 0, made.err

@@ -18,7 +18,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.text import Text
 from PIL import Image
 
-from command import files
+from command import complaint, files, printed
 from command import stillroom as called
 from stillroom import train
 from stillroom.cli import comparison_runs
@@ -51,15 +51,11 @@ N = "--n 60 --reference 400 --quiet"
 
 
 def compared(*words: str | Path) -> str:
-    told = called("compare", *words)
-    assert told.code == 0, told.err
-    return told.out
+    return printed("compare", *words)
 
 
 def refused(*words: str | Path) -> str:
-    told = called("compare", *words)
-    assert told.code == 2 and told.err.count("\n") == 1, told
-    return told.err
+    return complaint("compare", *words)
 
 
 def found_in(out: Path) -> dict:
@@ -610,7 +606,7 @@ def test_runs_of_other_latents_or_other_data_are_refused(home, tmp_path):
     for name, data in (("p", kept), ("q", kept | {"count": 40})):
         (tmp_path / name / "run.json").write_text(json.dumps({"inputs": {"data": data}}))
     told = refused(tmp_path / "p", tmp_path / "q", N, "--data digits --out", out)
-    assert told.endswith(f"other data than {tmp_path / 'p'}: count 40, and not 80\n")
+    assert told.endswith(f"other data than {tmp_path / 'p'}: count 40, and not 80")
 
 
 def test_runs_that_saw_other_squares_of_the_same_pictures_are_refused(home, tmp_path):
@@ -629,7 +625,7 @@ def test_runs_that_saw_other_squares_of_the_same_pictures_are_refused(home, tmp_
     ):
         seen("p", **p)
         seen("q", **q)
-        assert refused(*words).endswith(f"other data than {tmp_path / 'p'}: {said}\n")
+        assert refused(*words).endswith(f"other data than {tmp_path / 'p'}: {said}")
     seen("p")
     seen("q", shrink=(2.0, 8.0))
     compared(*words)

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import stillroom as package
-from command import stillroom
+from command import refused, stillroom
 from pipelines import folder_of, prompts_file
 from stepping import same, state, steps_of, trainer_of
 from stillroom import match
@@ -497,14 +497,6 @@ def test_a_comparison_says_what_it_cannot_find_of_a_reference(tmp_path, x, codec
 
 
 # ---- what a user can get wrong ----
-
-
-def refused(make):
-    with pytest.raises(Refusal) as caught:
-        make()
-    line = str(caught.value)
-    assert "\n" not in line
-    return line
 
 
 def test_what_cannot_be_is_refused_in_one_line(tmp_path, data, x, codec, flow):

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from torch import nn
 
+from closed_forms import shaken
 from stillroom.flows import Bare, Denoiser, FewStep, Gaussian, OneStep, Routed, ddim, noise_of, rollout, step
 from stillroom.nets import MLP, DiT, Lora, UNet, build, describe, with_input
 from stillroom.nets.heads import Heads, inner_layers
@@ -11,15 +11,6 @@ from stillroom.paths import Cosine, Linear, lower_edge, plan, shift
 from stillroom.settings import Refusal, seed_of
 
 PATHS = [Linear(), Cosine()]
-
-
-def shaken(net: nn.Module, seed: int = 0) -> nn.Module:
-    """Weights that are nowhere zero, so that every input tells."""
-    g = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for p in net.parameters():
-            p.add_(0.2 * torch.randn(p.shape, generator=g))
-    return net
 
 
 def student(seed: int = 0, path=None, **more) -> Denoiser:

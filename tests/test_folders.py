@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from pipelines import alive
 from stillroom.flows import DiffusersNet, Flow, ddim, euler, from_diffusers, guided
 from stillroom.nets import build, describe
 from stillroom.paths import Linear, uniform_grid
@@ -16,15 +17,6 @@ from stillroom.settings import Refusal
 
 diffusers: Any = pytest.importorskip("diffusers")
 WEIGHTS = "diffusion_pytorch_model.safetensors"
-
-
-def alive(model):
-    """Weights that make the answer depend on everything: DiT starts at zero, and small weights hide mistakes."""
-    g = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for p in model.parameters():
-            p.add_(torch.randn(p.shape, generator=g) * (0.5 / max(p[0].numel() if p.ndim > 1 else 16, 1) ** 0.5))
-    return model.eval()
 
 
 def unet(**more):

@@ -1,8 +1,6 @@
 """`stillroom inspect`: what it prints and writes of data, latents, codecs and flows, and what it refuses."""
 
-import contextlib
 import dataclasses
-import io
 import json
 import math
 from importlib.resources import files
@@ -12,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from command import TINY, stillroom
+from command import TINY, complaint, printed, stillroom
 from stillroom.claims.drifting_scatter import SETTINGS
 from stillroom.cli import inspect
 from stillroom.codecs.klt import fit_klt
@@ -23,7 +21,6 @@ from stillroom.nets import MLP, DiT
 from stillroom.paths import VE, Cosine, Linear
 from stillroom.report import geometry_words
 from stillroom.report.geometry_words import verdict
-from stillroom.settings import Refusal
 from stillroom.train.product import save_product
 from stillroom.train.recipe import Product
 from test_report import Read, browser, opened
@@ -34,18 +31,11 @@ QUICK = "--n 200 --flow-samples 16 --flow-steps 4"
 
 
 def inspected(*words: str | Path) -> str:
-    argv = [w for word in words for w in ([str(word)] if isinstance(word, Path) else word.split())]
-    out = io.StringIO()
-    with contextlib.redirect_stdout(out):
-        assert inspect.run("inspect", argv) == 0
-    return out.getvalue()
+    return printed("inspect", *words)
 
 
 def refused(*words: str | Path) -> str:
-    with pytest.raises(Refusal) as refusal:
-        inspected(*words)
-    assert "\n" not in str(refusal.value)
-    return str(refusal.value)
+    return complaint("inspect", *words)
 
 
 def store(folder: Path, n: int = 240, groups: int = 2, labelled: bool = True, encoding: Encoding = ENCODING,

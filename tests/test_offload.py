@@ -19,8 +19,8 @@ from stillroom.recipes.swiftbrush import SwiftBrush
 from stillroom.recipes.twinflow import TwinFlow
 from stillroom.settings import Refusal
 from stillroom.train import Silent, load, start
-from test_recipes_gap_scores import data, run, teacher  # noqa: F401
-from test_recipes_onestep import PLAIN, POINTS
+from students import PLAIN, POINTS, flow_of_points, points  # noqa: F401
+from test_recipes_gap_scores import run
 
 
 class Twice(nn.Module):
@@ -69,13 +69,13 @@ def test_samples_are_made_where_the_network_answers():
 
 
 @pytest.mark.parametrize("recipe", [DMD, SiD])      # SiD's gradient goes through the teacher
-def test_a_run_ends_at_the_same_bits(recipe, tmp_path, teacher):  # noqa: F811
+def test_a_run_ends_at_the_same_bits(recipe, tmp_path, teacher):
     weights = [load(run(recipe, tmp_path / str(offloaded), teacher, steps=6, offload=offloaded)).state_dict()
                for offloaded in (False, True)]
     assert all(torch.equal(a, weights[1][name]) for name, a in weights[0].items())
 
 
-def test_it_is_refused_where_nothing_could_leave(tmp_path, teacher, data):  # noqa: F811
+def test_it_is_refused_where_nothing_could_leave(tmp_path, teacher, data):
     for recipe, more in ((SwiftBrush, {}), (DMD, {"lora": 2, "fake_lora": 2})):
         with pytest.raises(Refusal, match="offload: this run holds no network"):
             run(recipe, tmp_path / recipe.__name__, teacher, steps=6, offload=True, **more)

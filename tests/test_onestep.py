@@ -2,21 +2,12 @@
 
 import pytest
 import torch
-from torch import nn
 
+from closed_forms import shaken
 from stillroom.flows import Denoiser, OneStep, extrapolated, noise_of, student_of
 from stillroom.nets import MLP, DiT, UNet, build, describe
 from stillroom.paths import VE, Cosine, Linear
 from stillroom.settings import Refusal
-
-
-def shaken(net: nn.Module, seed: int = 0) -> nn.Module:
-    """Weights that are nowhere zero, so that every input tells."""
-    g = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for p in net.parameters():
-            p.add_(0.2 * torch.randn(p.shape, generator=g))
-    return net
 
 
 def test_on_the_linear_path_it_is_noise_less_velocity():

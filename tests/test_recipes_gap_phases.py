@@ -10,7 +10,6 @@ from stepping import same, state, steps_of, trainer_of
 from stillroom.data import Tensors
 from stillroom.flows import Mixture, OneStep
 from stillroom.match import augmentation, direction, mean_and_variance, statistics_kl
-from stillroom.measure import energy_distance
 from stillroom.paths import Coefficients, Cosine, Linear, Path, between, naive_target, sign_of, subinterval_target
 from stillroom.recipes._adversary import Adversarial
 from stillroom.recipes.decoupled_dmd import DecoupledDMD
@@ -21,21 +20,9 @@ from stillroom.settings import Optimizer, Refusal
 from stillroom.train import Silent, Turn, load_product, resume, start
 from stillroom.train.turn import Noise
 from stillroom.train.world import World
+from students import PLAIN, POINTS, RATE, far, points  # noqa: F401
 
-PLAIN = {"precision": "float32", "device": "cpu", "log_every": 10}
-POINTS = {"data": "given", "size": 1, "width": 64, "depth": 2}
-RATE = Optimizer(lr=2e-3, clip=1.0, warmup=10, decay="cosine")
 KINDS = ["x0", "eps", "v", "angular"]
-
-
-@pytest.fixture(scope="module")
-def data():
-    """Two classes, each of two tight clusters."""
-    g = torch.Generator().manual_seed(0)
-    y = torch.arange(600) % 2
-    side = torch.randint(2, (600,), generator=g) * 2 - 1
-    centre = torch.stack([1.5 * side, 1.0 * (2 * y - 1)], 1)
-    return Tensors(centre + 0.1 * torch.randn(600, 2, generator=g), y, ["low", "high"], "clusters")
 
 
 @pytest.fixture(scope="module")
@@ -59,12 +46,6 @@ def turn_of(recipe, *roles, stage="distil", step=0):
     cpu = torch.device("cpu")
     return Turn(step=step, stage=stage, roles=frozenset(roles), batch=recipe.settings.batch, micros=1,
                 world=World(0, 1, cpu), noise=Noise(0, step, cpu), micro=0, watched=True)
-
-
-def far(generator, data) -> float:
-    """Of samples from the data, class by class."""
-    x, y = generator.sample(600), generator.labels(0, 600)
-    return sum(float(energy_distance(x[y == c], data.x[data.y == c])) for c in (0, 1))
 
 
 def shaken(module, seed=0):

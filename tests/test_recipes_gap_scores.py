@@ -27,22 +27,10 @@ from stillroom.settings import Optimizer, Refusal, from_mapping
 from stillroom.train import Product, Silent, load_product, resume, save_product, start
 from stillroom.train.loop import Trainer
 from stillroom.train.world import World
-from test_recipes_onestep import PLAIN, POINTS, RATE, clusters, far
+from students import PLAIN, POINTS, RATE, clusters, far, flow_of_points, points  # noqa: F401
 
 GIVEN = {"batch": 64, "student": RATE, "score": Optimizer(lr=2e-3, clip=1.0), "average": 0.98, **PLAIN}
 ANCHOR = Adversarial(weight=0.1)
-
-
-@pytest.fixture(scope="module")
-def data():
-    return Tensors(*clusters(), ["low", "high"], "clusters")
-
-
-@pytest.fixture(scope="module")
-def teacher(tmp_path_factory, data):
-    out = tmp_path_factory.mktemp("teacher") / "run"
-    settings = FlowMatching.Settings(out=out, steps=600, batch=256, model=RATE, average=0.99, **POINTS, **PLAIN)
-    return str(start(FlowMatching, settings, "flow", {"data": data}, Silent()))
 
 
 @pytest.fixture(scope="module")

@@ -33,7 +33,7 @@ from stillroom.train import Silent, Turn, load, load_product, resume, start
 from stillroom.train.folder import read_rows
 from stillroom.train.turn import Noise
 from stillroom.train.world import World
-from test_recipes_onestep import PLAIN, POINTS, RATE, clusters, far
+from students import PLAIN, POINTS, RATE, clusters, far, points  # noqa: F401
 
 GIVEN = {"batch": 64, "student": RATE, "average": 0.98, **PLAIN}
 
@@ -42,11 +42,6 @@ def flow_run(place, data, **more):
     settings = FlowMatching.Settings(out=place, **{"steps": 600, "batch": 256, "model": RATE, "average": 0.99, **POINTS,
                                                    **PLAIN, **more})
     return str(start(FlowMatching, settings, "flow", {"data": data}, Silent()))
-
-
-@pytest.fixture(scope="module")
-def data():
-    return Tensors(*clusters(), ["low", "high"], "clusters")
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,6 @@ from safetensors.torch import load_file
 
 import stillroom
 from stillroom.data import Encoding, LatentSpace, Tensors
-from stillroom.measure import energy_distance
 from stillroom.paths import Tabulated, Uniform
 from stillroom.recipes._adversary import Adversarial
 from stillroom.recipes.consistency import Consistency
@@ -17,36 +16,12 @@ from stillroom.recipes.dmd import DMD
 from stillroom.recipes.drifting import Drifting, Field, Group, power_law
 from stillroom.recipes.endpoint import Endpoint
 from stillroom.recipes.flow import FlowMatching
-from stillroom.settings import Optimizer, Refusal
+from stillroom.settings import Refusal
 from stillroom.train import Silent, Turn, load, load_product, start
 from stillroom.train.folder import read_rows
 from stillroom.train.turn import Noise
 from stillroom.train.world import World
-
-PLAIN = {"precision": "float32", "device": "cpu", "log_every": 10}
-POINTS = {"data": "given", "size": 1, "width": 64, "depth": 2}
-RATE = Optimizer(lr=2e-3, clip=1.0, warmup=10, decay="cosine")
-
-
-def clusters(count: int = 600) -> tuple[torch.Tensor, torch.Tensor]:
-    """Two classes, each of two tight clusters."""
-    g = torch.Generator().manual_seed(0)
-    y = torch.arange(count) % 2
-    side = torch.randint(2, (count,), generator=g) * 2 - 1
-    centre = torch.stack([1.5 * side, 1.0 * (2 * y - 1)], 1)
-    return centre + 0.1 * torch.randn(count, 2, generator=g), y
-
-
-@pytest.fixture(scope="module")
-def data():
-    return Tensors(*clusters(), ["low", "high"], "clusters")
-
-
-@pytest.fixture(scope="module")
-def teacher(tmp_path_factory, data):
-    out = tmp_path_factory.mktemp("teacher") / "run"
-    settings = FlowMatching.Settings(out=out, steps=600, batch=256, model=RATE, average=0.99, **POINTS, **PLAIN)
-    return str(start(FlowMatching, settings, "flow", {"data": data}, Silent()))
+from students import PLAIN, POINTS, RATE, clusters, far, flow_of_points, points  # noqa: F401
 
 
 def run(recipe, out, data, **more):
@@ -54,12 +29,6 @@ def run(recipe, out, data, **more):
     shape = POINTS if recipe is Drifting else {"data": "given", "size": 1} if recipe.inputs else {}
     settings = recipe.Settings(out=out, **{"batch": 64, "student": RATE, "average": 0.98, **shape, **PLAIN, **more})
     return start(recipe, settings, recipe.__name__.lower(), given, Silent())
-
-
-def far(generator, data) -> float:
-    """Of samples from the data, class by class."""
-    x, y = generator.sample(600), generator.labels(0, 600)
-    return sum(float(energy_distance(x[y == c], data.x[data.y == c])) for c in (0, 1))
 
 
 @pytest.mark.parametrize("recipe", [Drifting, DMD, Endpoint, Consistency])

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 import stillroom as package
-from command import stillroom
+from command import refused, stillroom
 from stillroom.codecs.export import to_diffusers
 from stillroom.data import Tensors, open_source, sample
 from stillroom.nets.vit import MaskedViT, ViT
@@ -221,14 +221,6 @@ def test_the_preset_of_train_codec_is_this_recipe(tmp_path, monkeypatch):
     assert told.code == 0, told.err
     assert open_source(Images(data="store", size=4)).shape == (16, 4, 4)
     assert "train rae" in stillroom("train codec --preset rae --help").out
-
-
-def refused(make):
-    with pytest.raises(Refusal) as found:
-        make()
-    line = str(found.value)
-    assert "\n" not in line
-    return line
 
 
 def test_what_cannot_be_is_refused_in_one_line(tmp_path, x):

@@ -11,7 +11,6 @@ from stepping import same, state, steps_of, trainer_of
 from stillroom.data import Tensors
 from stillroom.flows import Denoiser, Routed
 from stillroom.match.adversarial import critic_softplus, maker_softplus, r1
-from stillroom.measure import energy_distance
 from stillroom.nets import UNet
 from stillroom.nets.heads import Critic, Heads, Layers
 from stillroom.recipes._sets import routes_of
@@ -23,30 +22,15 @@ from stillroom.settings import Optimizer, Refusal
 from stillroom.train import Silent, load_product, start
 from stillroom.train.folder import read_rows
 from stillroom.train.schedule import ends
+from students import PLAIN, RATE, clusters, far, points  # noqa: F401
 
-PLAIN = {"precision": "float32", "device": "cpu", "log_every": 10}
-RATE = Optimizer(lr=2e-3, clip=1.0, warmup=10, decay="cosine")
 GAME = Optimizer(lr=1e-3, name="adam", betas=(0.0, 0.99), clip=1.0, decay="cosine")
-
-
-def clusters(count: int = 600, classes: int = 2) -> tuple[torch.Tensor, torch.Tensor]:
-    """Each class two tight clusters, left and right."""
-    g = torch.Generator().manual_seed(0)
-    y = torch.arange(count) % classes
-    side = torch.randint(2, (count,), generator=g) * 2 - 1
-    centre = torch.stack([1.5 * side, (2 * y - (classes - 1)) / max(1, classes - 1)], 1)
-    return centre + 0.1 * torch.randn(count, 2, generator=g), y
 
 
 def flow_of(place, data, **more) -> str:
     settings = FlowMatching.Settings(out=place, data="given", size=1, width=64, depth=2, steps=600, batch=256,
                                      model=RATE, average=0.99, **PLAIN, **more)
     return str(start(FlowMatching, settings, "flow", {"data": data}, Silent()))
-
-
-@pytest.fixture(scope="module")
-def data():
-    return Tensors(*clusters(), ["low", "high"], "clusters")
 
 
 @pytest.fixture(scope="module")
@@ -66,12 +50,6 @@ def run(recipe, out, given=None, **more):
 
 def built(recipe, settings, data=None):
     return trainer_of(recipe(settings) if data is None else recipe(settings, data), settings)
-
-
-def far(generator, data) -> float:
-    """Of samples from the data, class by class."""
-    x, y = generator.sample(600), generator.labels(0, 600)
-    return sum(float(energy_distance(x[y == c], data.x[data.y == c])) for c in (0, 1))
 
 
 # ---- the game ----

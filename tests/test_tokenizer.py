@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 import stillroom as package
-from command import stillroom
+from command import refused, stillroom
 from stepping import same, state, steps_of, trainer_of
 from stillroom.codecs.tokens import TokenEncoder, token_encoder
 from stillroom.data import Tensors, open_source, sample
@@ -335,14 +335,6 @@ def test_the_preset_of_train_codec_is_this_recipe(tmp_path, monkeypatch):
 
 
 # ---- what cannot be ----
-
-
-def refused(make):
-    with pytest.raises(Refusal) as found:
-        make()
-    line = str(found.value)
-    assert "\n" not in line
-    return line
 
 
 def test_what_cannot_be_is_refused_in_one_line(tmp_path, x, tokens):
