@@ -128,13 +128,14 @@ def loaded(place: str, split: str) -> Rows:
     """What `datasets.load_dataset` makes of a folder's files (arrow, pictures with a metadata.jsonl or .csv), or of a
     name on the hub. It keeps a memory-mapped copy in its cache."""
     import datasets
+    from datasets.exceptions import DatasetsError
 
     path = expanded(place)
     if not place or path.is_file() or (not path.exists() and place.startswith(("/", ".", "~"))):
         raise Refusal(f"datasets:{place}: no such folder; give one, or a name on the hub")
     try:
         data = datasets.load_dataset(str(path.resolve()) if path.exists() else place, split=split)
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+    except (OSError, ValueError, DatasetsError) as error:
         raise Refusal(f"datasets:{place}: `datasets` cannot load its split {split!r}: {error}") from error
     return _dataset(data, f"datasets:{place}:{split}", path)
 
