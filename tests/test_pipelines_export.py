@@ -16,22 +16,31 @@ from pipelines import FAMILIES, SIZE, TEXTS, alive, chain, edit, flow, folder_of
 from stillroom.flows import Denoiser, FewStep, Flow, OneStep, Routed, from_diffusers
 from stillroom.flows.export import to_pipeline
 from stillroom.flows.prompted import PromptedNet, prompted
+from stillroom.flows.samplers import samplers
 from stillroom.nets import MLP, Lora
 from stillroom.nets.dit import unpatchify
 from stillroom.paths import Cosine, Linear, plan
 from stillroom.recipes._students import Distillation
 from stillroom.settings import Refusal
 from stillroom.settings.files import read_json
+from stillroom.train import Product
+from stillroom.train.card import readme
 from stillroom.train.teacher import codec_beside, open_teacher
 
 pytestmark = pytest.mark.filterwarnings("ignore")       # of diffusers and transformers, which go with every release
 diffusers = pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
 pytest.importorskip("peft")
-DISTIL = ("distill dmd --steps 2 --batch 2 --guidance 2 --precision float32 --device cpu --average 0 "
-          "--student.lr 0.03 --student.warmup 0 --score.lr 0.03")
-FORMS = {"whole": "", "adapters": "--lora 2 --student-steps 2"}
-RUNS = [(family, form) for family in FAMILIES for form in FORMS]
+PLAIN = ("--steps 2 --batch 2 --guidance 2 --precision float32 --device cpu --average 0 --student.lr 0.03 "
+         "--student.warmup 0")
+DISTIL = f"distill dmd {PLAIN} --score.lr 0.03"
+FORMS = {
+    "whole": DISTIL, "adapters": f"{DISTIL} --lora 2 --student-steps 2", "sid": f"distill sid {PLAIN}",
+    "hyper-sd": f"distill hyper-sd {PLAIN} --lora 2 --segments 2 1 --grid 4 --teacher-samples 2",
+    "guidance-lora": f"distill guidance-lora {PLAIN} --lora 2 --teacher-samples 2",
+}
+RUNS = [(family, form) for family in FAMILIES for form in ("whole", "adapters")]
+OTHERS = [("sd3", "sid"), ("sdxl", "hyper-sd"), ("sd", "guidance-lora")]
 
 
 @pytest.fixture(scope="module")
@@ -47,8 +56,8 @@ def home(tmp_path_factory):
                              "--size 64 --out", place / f"{family}-prompts",
                              "--length 8" if family in ("sd3", "flux") else "")
             assert told.code == 0, told.err
-        for family, form in RUNS:
-            told = stillroom(DISTIL, FORMS[form], "--teacher", place / family, "--prompts", place / f"{family}-prompts",
+        for family, form in RUNS + OTHERS:
+            told = stillroom(FORMS[form], "--teacher", place / family, "--prompts", place / f"{family}-prompts",
                              "--out", place / f"{family}-{form}")
             assert told.code == 0, told.err
             run = place / f"{family}-{form}"
@@ -68,11 +77,11 @@ for folder in sys.argv[1:]:
 @pytest.fixture(scope="module")
 def pictures(home):
     """What the cards' snippets draw, each run as it stands in its folder, in an interpreter without stillroom."""
-    folders = [home / f"{family}-{form}-out" for family, form in RUNS]
+    folders = [home / f"{family}-{form}-out" for family, form in RUNS + OTHERS]
     done = python("-c", "import sys; sys.modules['stillroom'] = None\n" + DRIVER, *folders)
     assert done.returncode == 0, done.stderr
     return {run: np.asarray(Image.open(folder / "picture.png")).astype(float)
-            for run, folder in zip(RUNS, folders, strict=True)}
+            for run, folder in zip(RUNS + OTHERS, folders, strict=True)}
 
 
 def own_picture(home, family, form):
@@ -89,18 +98,39 @@ def own_picture(home, family, form):
             return drawn[k]
 
         with torch.no_grad():
-            x = generator.drawing(1.0, None, None)(noise, torch.tensor([0]))
+            x = drawn_by(generator, noise, torch.tensor([0]))
     codec = codec_beside(str(home / family))
     with torch.no_grad():
         return (codec.decode(x)[0].clamp(-1, 1).permute(1, 2, 0).numpy() + 1) * 127.5
 
 
-@pytest.mark.parametrize(("family", "form"), RUNS)
+def drawn_by(model, noise, y):
+    if not isinstance(model, Flow):
+        return model.drawing(1.0, None, None)(noise, y)
+    times = model.times(model.denoiser, model.steps)
+    return samplers[model.sampler](model.denoiser, model.denoiser.path.at(times[0]).sigma * noise(0), times, y)
+
+
+@pytest.mark.parametrize(("family", "form"), RUNS + OTHERS)
 def test_the_snippet_draws_our_own_picture(home, pictures, family, form):
     """From the words of the prompt to the pixels, within the rounding to 8 bits."""
     ours, theirs = own_picture(home, family, form), pictures[family, form]
     assert theirs.shape == (SIZE, SIZE, 3) and ours.std() > 5       # not a flat picture
     assert np.abs(ours - theirs).max() <= 0.51
+
+
+@pytest.mark.parametrize(("family", "form"), RUNS)
+def test_the_card_of_the_run_runs_and_tells_the_way_into_the_pipeline(home, monkeypatch, family, form):
+    run = home / f"{family}-{form}"
+    text, there = (run / "product/README.md").read_text(), (home / f"{family}-{form}-out/README.md").read_text()
+    monkeypatch.chdir(run / "product")
+    found = {}
+    exec(re.search(r"```python\n(.*?)```", text, re.S)[1], found)
+    assert torch.equal(found["x"], package.load(run).sample(4, seed=0)) and "guidance: 2, in the weights" in text
+    assert "of 3 prompts: label 0 is 'a cat'" in text
+    assert f"stillroom export {run} --to diffusers --out {run}-diffusers\n" in text
+    call = re.search(r"pipe\((?:'a cat', )?(.*)\)\.images", there)[1]       # as the export's own snippet
+    assert f"Its pipeline is then called with `{call}`." in text
 
 
 @pytest.mark.parametrize(("family", "form"), RUNS)
@@ -287,6 +317,8 @@ def test_what_no_pipeline_draws(home, tmp_path):
     ]
     for model, told in cases:
         refused(lambda model=model: to_pipeline(model, tmp_path / "out", str(home / "sd3")), told)
+    text = readme(Product("generator", {"generator": cases[2][0]}, {}), "boot", tmp_path)
+    assert "No pipeline of diffusers draws from it: this student: its network is asked at time 0" in text
     refused(lambda: to_pipeline(few, tmp_path / "out", str(home / "flux")), "is for a StableDiffusion3Pipeline")
     other = shutil.copytree(home / "sd3", tmp_path / "other")
     edit(other / "transformer/config.json", num_layers=3)
@@ -336,7 +368,7 @@ def test_a_run_moved_from_its_teacher_is_told_where_it_is(home, tmp_path):
 
 
 def test_runs_are_compared_beside_their_pipeline_as_pictures_of_their_prompts(home, tmp_path):
-    runs = [home / f"sd3-{form}" for form in FORMS]
+    runs = [home / f"sd3-{form}" for form in ("whole", "adapters")]
     told = stillroom("compare", *runs, "--n 33 --reference 33 --teacher-steps 1 --batch 11 --codec", home / "sd3",
                      "--out", tmp_path / "compare")
     assert told.code == 0, told.err

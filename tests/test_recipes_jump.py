@@ -2,7 +2,9 @@
 what they refuse."""
 
 import copy
+import re
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import torch
@@ -29,6 +31,7 @@ from stillroom.recipes.sid import SiD
 from stillroom.recipes.swiftbrush import SwiftBrush
 from stillroom.recipes.twinflow import STEP, TwinFlow, residual
 from stillroom.settings import Optimizer, Refusal
+from stillroom.settings.files import read_json
 from stillroom.train import Silent, Turn, load, load_product, resume, start
 from stillroom.train.folder import read_rows
 from stillroom.train.turn import Noise
@@ -566,6 +569,29 @@ def test_every_option_of_hyper_sd_trains(tmp_path, teacher, more):
     assert ("student/adversarial" in terms) == ("adversarial" in more)
     if "lora" in more:
         assert load_product(place).base and isinstance(student.denoisers[0].net, Lora)
+
+
+# ---- the card ----
+
+
+@pytest.mark.parametrize(("recipe", "more", "told", "asked"), [
+    (FlowMatching, None, "18 steps of heun unless told otherwise, times shifted by 1", {"steps": 18}),
+    (BOOT, {}, "one step, asked at time 0", {}),
+    (Consistency, {"student_steps": 2}, "2 steps, at times 1, 0.5\n- 1 step, at times 1\n", {"steps": 2}),
+    (TwinFlow, {}, "4 steps, at times 1, 0.75, 0.5, 0.25", {"steps": 1}),
+    (MSD, {"students": 2, "options": ("student_steps=2",)}, "2 steps, at times 1, 0.5", {"steps": 2}),
+    (GuidanceLora, {"guidance": 2.0}, "guidance: 2, in the weights\n- adapters on: ", {"steps": 18}),
+    (GuidanceLora, {"strongest": 4.0}, "guidance: 3\n", {"guidance": 3.0}),
+], ids=lambda p: p.__name__ if isinstance(p, type) else "")
+def test_the_card_of_a_product_runs_as_it_stands(tmp_path, monkeypatch, teacher, recipe, more, told, asked):
+    place = teacher if more is None else run(recipe, tmp_path / "run", teacher, steps=1, **more)
+    model, text = stillroom.load(place), (Path(place) / "product/README.md").read_text()
+    name = read_json(Path(place) / "run.json")["recipe"]
+    assert told in text and f"- recipe: {name}\n- makes: [2], of 2 classes\n" in text and "diffusers" not in text
+    monkeypatch.chdir(Path(place) / "product")
+    found = {}
+    exec(re.search(r"```python\n(.*?)```", text, re.S)[1], found)
+    assert torch.equal(found["x"], model.sample(4, seed=0, **asked))
 
 
 # ---- all of them ----

@@ -22,6 +22,7 @@ from stillroom.nets.offload import offload
 from stillroom.settings import Refusal, Run, seed_of
 from stillroom.train import checkpoint
 from stillroom.train.asked import asked_to_stop
+from stillroom.train.card import readme
 from stillroom.train.folder import RunFolder
 from stillroom.train.learner import Learner, freeze_rest
 from stillroom.train.pictures import save_previews
@@ -364,7 +365,9 @@ class Trainer:
         """The last picture, and the product."""
         self.draw_preview()
         if self.folder:
-            save_product(self.recipe.product(), self.folder.path / "product", self.world.first)
+            product, path = self.recipe.product(), self.folder.path
+            told = readme(product, self.folder.read_info()["recipe"], path) if self.world.first else ""
+            save_product(product, path / "product", self.world.first, told)
 
     def stop_between_steps(self) -> AbstractContextManager[Callable[[], bool]]:
         """Not across processes: they would stop at different steps."""

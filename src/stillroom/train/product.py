@@ -24,8 +24,8 @@ from stillroom.train.recipe import Product, Ref
 FORMAT = 1
 
 
-def save_product(product: Product, folder: Path, writes: bool = True) -> None:
-    """Every process gathers its shards; the first one writes."""
+def save_product(product: Product, folder: Path, writes: bool = True, readme: str = "") -> None:
+    """Every process gathers its shards; the first one writes. `readme` is for people, and nothing reads it again."""
     parts, weights, borrowed = {}, {}, {}
     owned = {} if product.base is None else {_digest(v): k for k, v in base_tensors(product.base).items()}
     for name, part in product.parts.items():
@@ -46,6 +46,8 @@ def save_product(product: Product, folder: Path, writes: bool = True) -> None:
                    "base": product.base and written_base(product.base, folder), "parts": parts,
                    "borrowed": borrowed, "sha256": sums}
         (new / "product.json").write_text(json.dumps(content, indent=1))
+        if readme:
+            (new / "README.md").write_text(readme, encoding="utf-8")
 
 
 def amend_product(path: Path | str, arguments: Mapping[str, Mapping[str, Any]], card: Mapping[str, Any]) -> None:
