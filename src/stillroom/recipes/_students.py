@@ -251,6 +251,11 @@ class Distillation(Recipe):
             return y[turn.rows(count)].to(self.device)
         return y[(turn.rand((turn.batch,)) * count).long().clamp(max=count - 1).cpu()].to(self.device)
 
+    def in_place_of_data(self, guidance: float = 1.0) -> Ends | None:
+        """Samples of the teacher, where there are no data."""
+        s = cast(WithData, self.settings)
+        return Ends(self.flow, s.teacher_samples, s.seed, guidance) if self.data is None else None
+
     def given(self, batch, turn) -> tuple[Tensor, Tensor | None]:
         """Data and their labels, or samples of the teacher in their place."""
         return self.ends.at(self.ends.chosen(turn)) if self.ends else batch["data"]
@@ -348,6 +353,11 @@ def generator_of(student: Denoiser, flow: Flow, plans: Sequence[Sequence[float]]
     if [len(times) for times in plans] == [2] and move != "jump" and not student.scale_input:
         return OneStep(student.net, student.path, student.prediction, flow.shape, takes_strength=False)
     return FewStep([student], flow.shape, plans, move)
+
+
+def one_step_of(student: Denoiser, flow: Flow) -> Generator:
+    """What draws with it in one evaluation."""
+    return generator_of(student, flow, [(1.0, 0.0)], "ode")
 
 
 def plans_of(flow: Flow, *steps: int) -> list[tuple[float, ...]]:

@@ -22,7 +22,7 @@ from torch import Tensor
 from stillroom.flows import Denoiser, Move, require_sight, step
 from stillroom.match import pseudo_huber
 from stillroom.paths import expand, shift
-from stillroom.recipes._students import Distillation, Ends, WithData, averaged, generator_of, plans_of
+from stillroom.recipes._students import Distillation, WithData, averaged, generator_of, plans_of
 from stillroom.settings import Count
 
 SERVED = (1, 2, 4, 8)
@@ -47,7 +47,7 @@ class Consistency(Distillation):
         require_sight(self.flow.denoiser, f"teacher {settings.teacher}")
         self.student = self.begun()
         self.mean = self.follower(self.student)
-        self.ends = Ends(self.flow, settings.teacher_samples, settings.seed) if data is None else None
+        self.ends = self.in_place_of_data()
 
     def losses(self, batch, turn):
         here, there, _ = self.jumped(*self.given(batch, turn), turn)

@@ -29,6 +29,7 @@ from stillroom.recipes import dmd
 from stillroom.settings import Count, Refusal
 from stillroom.train import Stage
 from stillroom.train.checkpoint import full
+from stillroom.train.schedule import ends
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,9 +73,10 @@ class DisBack(dmd.DMD):
 
     def after(self, batch, turn):
         """Keeps weights at equal distances on the way down; its end is F itself."""
-        k, rest = divmod(turn.step + 1, self.settings.record // (len(self.way) + 1))
-        if turn.stage == "record" and rest == 0 and k <= len(self.way):
-            self.way[k - 1].load_state_dict({name: full(value) for name, value in self.fake.state_dict().items()})
+        every = self.settings.record // (len(self.way) + 1)
+        k = turn.step // every
+        if turn.stage == "record" and ends(turn.step, every) and k < len(self.way):
+            self.way[k].load_state_dict({name: full(value) for name, value in self.fake.state_dict().items()})
 
     def followed(self, x: Tensor, y: Tensor | None, turn) -> dict[str, Tensor]:
         return {"gap": self.gap(x, y, turn, self.target(turn.step))}

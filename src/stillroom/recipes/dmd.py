@@ -27,7 +27,7 @@ from stillroom.flows import Denoiser, Denoises, denoising_loss, rollout
 from stillroom.match import Weight
 from stillroom.paths import LawName
 from stillroom.recipes._adversary import Adversarial, Adversary
-from stillroom.recipes._students import Distillation, Ends, WithData, averaged, generator_of, plans_of, score_gap
+from stillroom.recipes._students import Distillation, WithData, averaged, generator_of, plans_of, score_gap
 from stillroom.settings import Count, Natural, NotNegative, Optimizer, Refusal, Share
 from stillroom.train import Role
 from stillroom.train.recipe import Terms
@@ -76,7 +76,7 @@ class DMD(Distillation):
         (self.plan,) = plans_of(self.flow, settings.student_steps)
         self.gap_law = self.law(*settings.times, settings.law)
         self.adversary = self.opposed()
-        self.ends = Ends(self.flow, settings.teacher_samples, settings.seed) if self.needs_ends else None
+        self.ends = self.in_place_of_data() if self.needs_ends else None
 
     def begun_fake(self) -> Denoiser:
         """A copy of the origin, or adapters on the teacher."""

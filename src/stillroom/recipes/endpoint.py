@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from stillroom.match import squared_error
-from stillroom.recipes._students import Distillation, Ends, Student, at_noise, averaged, generator_of
+from stillroom.recipes._students import Distillation, Ends, Student, at_noise, averaged, one_step_of
 from stillroom.settings import Count
 
 
@@ -49,4 +49,4 @@ class Endpoint(Distillation):
         return {"student": {"endpoint": squared_error(at_noise(self.student, self.noises[i], y), x)}}
 
     def generator(self):
-        return generator_of(averaged(self.mean), self.flow, [(1.0, 0.0)], "ode")
+        return one_step_of(averaged(self.mean), self.flow)

@@ -33,7 +33,7 @@ from stillroom.flows import Denoiser
 from stillroom.match.adversarial import critic_softplus, maker_softplus, r1
 from stillroom.nets import ResNet, build, describe
 from stillroom.nets.heads import Critic, Layers
-from stillroom.recipes._students import Distillation, Ends, WithData, at_noise, averaged, generator_of
+from stillroom.recipes._students import Distillation, WithData, at_noise, averaged, one_step_of
 from stillroom.recipes.features import feature_net
 from stillroom.settings import Count, NotNegative, Optimizer, Refusal, Where
 from stillroom.train import Role
@@ -75,8 +75,7 @@ class GDD(Distillation):
         self.learned = unfrozen(self.student, settings.freeze)
         self.mean = self.follower(self.student)
         self.critic = Critic(self.body(), self.flow.shape, self.flow.classes)
-        own = data is None
-        self.ends = Ends(self.flow, settings.teacher_samples, settings.seed, settings.guidance) if own else None
+        self.ends = self.in_place_of_data(settings.guidance)
 
     def begun_whole(self) -> Denoiser:
         student = super().begun_whole()
@@ -125,7 +124,7 @@ class GDD(Distillation):
         return terms
 
     def generator(self):
-        return generator_of(averaged(self.mean), self.flow, [(1.0, 0.0)], "ode")
+        return one_step_of(averaged(self.mean), self.flow)
 
     def product(self):
         return self.left(self.generator(), begin=self.settings.begin, freeze=self.settings.freeze)

@@ -30,7 +30,7 @@ from stillroom.flows import Denoiser, Flow, Guided, require_sight
 from stillroom.match import squared_error
 from stillroom.nets import tie
 from stillroom.paths import convert, expand
-from stillroom.recipes._students import Distillation, Ends, WithData, adapted, averaged, widened
+from stillroom.recipes._students import Distillation, WithData, adapted, averaged, widened
 from stillroom.settings import Natural, NotNegative, Refusal
 
 
@@ -66,7 +66,7 @@ class GuidanceLora(Distillation):
         self.student = self.begun()
         self.teacher = Guided(self.flow.denoiser, settings.guidance)
         self.mean = self.follower(self.student)
-        self.ends = Ends(self.flow, settings.teacher_samples, settings.seed) if data is None else None
+        self.ends = self.in_place_of_data()
 
     def require_labels(self):
         if self.flow.classes is None:

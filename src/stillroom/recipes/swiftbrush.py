@@ -26,7 +26,7 @@ from torch import Tensor
 from stillroom.flows import denoising_loss, guided
 from stillroom.match import prediction_gap
 from stillroom.paths import LawName
-from stillroom.recipes._students import Distillation, Student, at_noise, averaged, generator_of
+from stillroom.recipes._students import Distillation, Student, at_noise, averaged, one_step_of
 from stillroom.settings import Count, Optimizer, Share
 from stillroom.train import Role
 
@@ -90,4 +90,4 @@ class SwiftBrush(Distillation):
         return self.guided_fake.x0(x_t, t, y)
 
     def generator(self):
-        return generator_of(averaged(self.mean), self.flow, [(1.0, 0.0)], "ode")
+        return one_step_of(averaged(self.mean), self.flow)

@@ -38,7 +38,7 @@ from torch import Tensor
 from stillroom.flows import Denoiser, FewStep
 from stillroom.match import pseudo_huber, pseudo_target
 from stillroom.paths import Linear, expand
-from stillroom.recipes._students import Distillation, Ends, WithData, averaged, plans_of, widened
+from stillroom.recipes._students import Distillation, WithData, averaged, plans_of, widened
 from stillroom.settings import Decay, Natural, NotNegative, Refusal, Share
 
 SERVED = (1, 2, 4)
@@ -80,7 +80,7 @@ class TwinFlow(Distillation):
                           f"give a multiple of {4 * settings.accumulate}")
         self.student = self.begun()
         self.mean = self.follower(self.student)
-        self.ends = Ends(self.flow, settings.teacher_samples, settings.seed) if data is None else None
+        self.ends = self.in_place_of_data()
         self.times, self.plans = self.law(), plans_of(self.flow, *SERVED)
         self.shape = self.flow.shape
 
