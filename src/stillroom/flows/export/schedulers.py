@@ -68,7 +68,8 @@ def student_in(model: nn.Module, name: str) -> Student:
         return Student(one.net, one.path, one.prediction, model.shape, [tuple(times.tolist())], "ode", model.shift,
                        tuple(few.tolist()), draw)
     what = type(model).__name__ if isinstance(model, Generator) else f"product of {type(model).__name__}"
-    raise Refusal(f"{name}: a {what} is no one network along a plan of times, as pipelines are; export its parts")
+    raise Refusal(f"{name}: a {what} is no one network along a plan of times, as pipelines are; it cannot be "
+                  "exported")
 
 
 def plain(denoiser: nn.Module, name: str) -> Denoiser:
