@@ -13,7 +13,8 @@ from stillroom.codecs.export import to_diffusers
 from stillroom.data import Tensors, open_source, sample
 from stillroom.nets.vit import MaskedViT, ViT
 from stillroom.recipes._drawing import set_aside
-from stillroom.recipes.rae import RAE, Nets, Own, Settings
+from stillroom.recipes._masking import Own
+from stillroom.recipes.rae import RAE, Nets, Settings
 from stillroom.settings import Images, Optimizer, Refusal, read_toml
 from stillroom.train import Silent, fit, load_product
 from stillroom.train.folder import read_rows

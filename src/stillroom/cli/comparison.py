@@ -21,7 +21,7 @@ from stillroom.cli.draws import built, codec_at
 from stillroom.cli.evaluation import Space
 from stillroom.cli.progress import teller, watch_for
 from stillroom.cli.sides import replaced
-from stillroom.codecs import Codec, fingerprint
+from stillroom.codecs import Codec, fingerprint, require_multiple
 from stillroom.data import Batch, Encoding, Latents, LatentSpace, write_latents
 from stillroom.flows import Flow
 from stillroom.flows.prompts import digest_of
@@ -133,9 +133,7 @@ def opened(specs: Sequence[str], settings: "Settings", learned: Part) -> list[En
     entries, size = list[Entry](), learned.shape[-1]
     for name, spec in named:
         codec = codec_at(spec).to(pick_device(settings.device)).eval()
-        if size % codec.space.factor:
-            raise Refusal(f"--size {size} is no multiple of {codec.space.factor}, the pixels that a latent of {spec} "
-                          "spans")
+        require_multiple(f"--size {size} is", codec.space.factor, size, of=spec)
         card = brought_card(spec)
         text: str = references[name] if name in references else card.get("reference", "")
         target = None

@@ -186,15 +186,13 @@ def encoded(place: str, settings: Settings, device) -> Subject:
 
     from stillroom.cli.draws import codec_at
     from stillroom.cli.sides import replaced
-    from stillroom.codecs import fingerprint
+    from stillroom.codecs import fingerprint, require_multiple
     from stillroom.data import Encoding
 
     codec = codec_at(place)
     if not settings.data or settings.size is None:
         raise Refusal(f"{place}: a codec needs pictures to encode: --data DATA --size PIXELS")
-    if settings.size % codec.space.factor:
-        raise Refusal(f"--size {settings.size} is no multiple of {codec.space.factor}, the pixels that a latent of "
-                      f"{place} spans")
+    require_multiple(f"--size {settings.size} is", codec.space.factor, settings.size, of=place)
     source, (x, y) = sampled(settings.data, settings)
     encoding = Encoding(codec.space, fingerprint(codec), f"centre {settings.size}")
     codec = codec.to(device)

@@ -7,6 +7,7 @@ from stillroom.codecs.codec import (
     Remapped,
     fingerprint,
     padded,
+    require_multiple,
     require_signed,
     require_signed_as_given,
     resized,
@@ -18,5 +19,6 @@ from stillroom.codecs.tiles import Tiled
 
 __all__ = [
     "Codec", "Encodes", "Posterior", "Remapped", "Tiled", "equal_budget", "fingerprint", "fit_klt", "from_diffusers",
-    "from_taesd", "padded", "require_signed", "require_signed_as_given", "require_usable", "resized",
+    "from_taesd", "padded", "require_multiple", "require_signed", "require_signed_as_given", "require_usable",
+    "resized",
 ]

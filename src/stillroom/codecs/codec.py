@@ -163,6 +163,14 @@ def checked(x: Tensor) -> Tensor:
     return x.expand(-1, 3, -1, -1)
 
 
+def require_multiple(what: str, factor: int, *sides: int, of: str = "") -> None:
+    """Pictures in use are padded; those that are learned from or measured on are cut to fit. `what` ends in a verb or a
+    comma, `of` names the codec."""
+    if any(n % factor for n in sides):
+        raise Refusal(f"{what} no multiple of {factor}, the pixels that a latent{of and f' of {of}'} spans; choose "
+                      "another size")
+
+
 def require_signed(x: Tensor, name: str) -> None:
     """Refuses pictures in [0, 1] or [0, 255] given for [-1, 1]. A set of pictures without a single dark pixel is in
     [0, 1]; one picture may be."""

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from stillroom.codecs.codec import Codec, fingerprint
+from stillroom.codecs.codec import Codec, fingerprint, require_multiple
 from stillroom.data import Batch, Encoding, Source, Stream, named, unreadable, write_latents
 from stillroom.settings import Images, Refusal
 
@@ -27,8 +27,7 @@ def write_store(folder: Path, codec: Codec, source: Source | Stream, images: Ima
     if getattr(source, "encoding", None) is not None:
         raise Refusal(f"{source.name}: holds latents already; leave out --codec")
     size = source.shape[-1]
-    if size % codec.space.factor:
-        raise Refusal(f"size {size} is no multiple of {codec.space.factor}, the pixels that a latent spans")
+    require_multiple(f"size {size} is", codec.space.factor, size)
     encoding = Encoding(codec.space, fingerprint(codec), f"centre {size}")
     return write_latents(folder, lambda start: _encoded(codec, source, start, batch, told, note), encoding,
                          source.classes, named(source), max(LEAST, len(source) // SHARDS))

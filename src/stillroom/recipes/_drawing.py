@@ -2,19 +2,19 @@
 begins; statistics of latents, and how well pictures come back."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from stillroom.codecs import Codec
+from stillroom.codecs import Codec, require_signed_as_given
 from stillroom.data import Loader, Parted, Source, at_most, sample
 from stillroom.match import adversarial as match
 from stillroom.measure.images import psnr
 from stillroom.nets.coding import Decoder, Encoder
-from stillroom.settings import Refusal
-from stillroom.train import Stage
+from stillroom.settings import NotNegative, Optimizer, Refusal, Share
+from stillroom.train import Recipe, Stage
 
 HELD = 256
 """Pictures that are kept from training and measured on at the end, or a tenth of a small set."""
@@ -22,6 +22,35 @@ PART = 64
 """Pictures that are encoded at once outside of training."""
 SMALLEST = 8
 """Pixels a side, which the critic's three halvings leave one of."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judged:
+    """Settings of a decoder that a critic looks at."""
+
+    perceptual: NotNegative = 0.1
+    """Distance of feature maps, with `lpips` or random features, which are louder: 1 as released, with LPIPS."""
+    adversarial: NotNegative = 0.0
+    """Weight of the critic's hinge beside w; 0.5 as released, of rae 0.75. It wants more steps than a small run has."""
+    critic_from: Share = 6 / 16
+    """Share of the steps after which the critic learns."""
+    adversarial_from: Share = 8 / 16
+    """Share of the steps after which what is looked at learns from it."""
+    critic: Optimizer = field(default_factory=lambda: Optimizer(lr=2e-4, betas=(0.5, 0.9), name="adam"))
+
+
+class OfPictures(Recipe):
+    """Learns from pictures, of which some are kept and measured on at the end."""
+
+    data: Any
+
+    @classmethod
+    def prepare(cls, settings, sources, note):
+        data = sources["data"]
+        return {"data": set_aside(data)} if isinstance(data, Source) else sources
+
+    def check(self, batch):
+        require_signed_as_given(self.data, batch["data"].x)
 
 
 def set_aside(source: Source) -> Parted:
@@ -70,6 +99,17 @@ def judged(critic: nn.Module, x: Tensor, drawn: Tensor, turn) -> tuple[Tensor, T
     """The critic's hinge [B]; and what was drawn as the critic saw it, behind random augmentations."""
     real, made = (match.augmented(p, turn.rand((len(x), match.DRAWS))) for p in (x, drawn))
     return match.critic_hinge(critic(real), critic(made.detach())), made
+
+
+def add_hinges(out: dict[str, dict[str, Tensor]], role: str, critic: nn.Module, x: Tensor, drawn: Tensor,
+               terms: Mapping[str, Tensor], share: float, net: nn.Module, turn, learns: bool) -> None:
+    """The critic's, in its turn; and the hinge of what has drawn, where that learns from the critic, balanced against
+    `terms` at the last layer of `net`."""
+    hinge, made = judged(critic, x, drawn, turn)
+    if "critic" in turn:
+        out["critic"] = {"hinge": hinge}
+    if learns:
+        out[role]["hinge"] = balanced_hinge(critic, made, terms, share, last_weight(net), turn, role)
 
 
 def balanced_hinge(critic: nn.Module, made: Tensor, terms: Mapping[str, Tensor], share: float, last: Tensor, turn,

@@ -2,14 +2,14 @@
 those that are seen; with labels, the mean of the seen tokens names the picture's class too. Shared by recipes whose
 latents are tokens."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from stillroom.nets.vit import MaskedViT, ViT, ViTDecoder
-from stillroom.settings import Count, Refusal, Share
+from stillroom.settings import Count, NotNegative, Optimizer, Refusal, Share
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +24,22 @@ class Own:
     """Share of the patches that are hidden and painted."""
     painter_width: Count = 96
     painter_depth: Count = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class OfTokens:
+    """Settings of recipes that train such an encoder first, and measure latents last."""
+
+    encoder_steps: Count = 4000
+    """Of an encoder of our own, before those."""
+    own: Own = field(default_factory=Own)
+    labels_weight: NotNegative = 0.0
+    """Cross-entropy of the class in training an encoder of our own; above 0, data without labels are refused."""
+    pretraining: Optimizer = field(
+        default_factory=lambda: Optimizer(lr=1e-3, betas=(0.9, 0.95), weight_decay=0.05, clip=1.0, warmup=100,
+                                          decay="cosine"))
+    statistics_pictures: Count = 2048
+    """Training pictures on which the latents' mean and deviation are measured, at most."""
 
 
 def new_vit(own: Own, patch: int) -> ViT:

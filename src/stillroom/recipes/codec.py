@@ -21,11 +21,11 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
-from torch import Tensor
+from torch import Tensor, nn
 
-from stillroom.codecs import Codec, require_signed_as_given
+from stillroom.codecs import Codec, require_multiple, require_signed_as_given
 from stillroom.data import LatentSpace, sample
 from stillroom.match.latents import unit_kl
 from stillroom.measure.perceptual import RandomFeatures, feature_distance_of, lpips_in
@@ -73,8 +73,11 @@ class Settings(Squares):
     model: Optimizer = field(default_factory=lambda: Optimizer(lr=1e-3, clip=1.0, warmup=100, decay="cosine"))
 
 
-def perceptual_of(settings: Squares) -> tuple[str, Callable[[Tensor, Tensor], Tensor]]:
-    """A distance of two pictures' feature maps [B], and its name: a stand-in is not called LPIPS."""
+def perceptual_of(settings: Squares, weight: float) -> tuple[str, Callable[[Tensor, Tensor], Tensor]] | None:
+    """A distance of two pictures' feature maps [B], and its name: a stand-in is not called LPIPS. None where it counts
+    for nothing."""
+    if not weight:
+        return None
     device = pick_device(settings.device)
     if not settings.lpips:
         return "random_lpips", feature_distance_of(RandomFeatures().to(device))
@@ -97,9 +100,24 @@ def require_whole_latents(data, factor: int) -> None:
     if len(data.shape) != 3 or data.shape[0] not in (1, 3):
         raise Refusal(f"{data.name}: holds items of shape {list(data.shape)}, and codecs learn from pictures of 3 "
                       "channels, or 1; give pictures")
-    if any(n % factor for n in data.shape[-2:]):
-        raise Refusal(f"{data.name}: pictures of {data.shape[-1]} x {data.shape[-2]} pixels, no multiple of {factor}, "
-                      "which a latent spans; choose another size")
+    height, width = data.shape[-2:]
+    require_multiple(f"{data.name}: pictures of {width} x {height} pixels,", factor, height, width)
+
+
+def blocks_of(name: str, factor: int) -> tuple[int, ...]:
+    """Of a student in the place of a half of the codec `name`."""
+    if factor not in FACTORS:
+        raise Refusal(f"{name}: its latents span {factor} pixels; students span {', '.join(map(str, FACTORS))}")
+    return FACTORS[factor]
+
+
+def student_product(settings: Any, teacher_hash: str, codec: Codec, student: nn.Module) -> Product:
+    """A codec of which one half is the student."""
+    s = settings
+    card = {"teacher": s.teacher, "teacher_hash": teacher_hash, "data": s.data, "size": s.size,
+            "shrink": list(s.shrink) if s.crop == "shrink" else None,
+            "parameters": sum(p.numel() for p in student.parameters())}
+    return Product("codec", {"codec": codec}, card)
 
 
 class FromScratch(Recipe):
@@ -110,7 +128,7 @@ class FromScratch(Recipe):
         require_whole_latents(data, settings.factor)
         self.settings, self.data = settings, data
         self.codec = new_codec(settings)
-        self.perceptual = perceptual_of(settings) if settings.perceptual else None
+        self.perceptual = perceptual_of(settings, settings.perceptual)
         self.mean = Average(self.codec, settings.average)
 
     def check(self, batch):

@@ -26,9 +26,9 @@ from stillroom.codecs import Codec, fingerprint, require_signed_as_given, requir
 from stillroom.data import sample
 from stillroom.match import latents as match
 from stillroom.nets.coding import Decoder, sized
-from stillroom.recipes.codec import FACTORS, Squares, perceptual_of, require_whole_latents
+from stillroom.recipes.codec import Squares, blocks_of, perceptual_of, require_whole_latents, student_product
 from stillroom.settings import Count, NotNegative, Optimizer, Refusal, Where
-from stillroom.train import Average, Product, Recipe, Role, Stage
+from stillroom.train import Average, Recipe, Role, Stage
 from stillroom.train.teacher import open_codec
 from stillroom.train.world import pick_device
 
@@ -67,20 +67,17 @@ class DecoderDistillation(Recipe):
         self.settings, self.data = settings, data
         self.teacher = open_codec(settings.teacher).to(pick_device(settings.device))
         space = self.teacher.space
-        if space.factor not in FACTORS:
-            raise Refusal(f"teacher {settings.teacher}: its latents span {space.factor} pixels; students span "
-                          f"{', '.join(map(str, FACTORS))}")
+        blocks = blocks_of(f"teacher {settings.teacher}", space.factor)[::-1]
         require_whole_latents(data, space.factor)
         w = settings.weights
         if not (w.picture or w.teacher or w.blur or w.perceptual):
             raise Refusal("weights: all are 0, so there is nothing to learn; set one above 0")
-        blocks = FACTORS[space.factor][::-1]
         unit_range = settings.stem == "conv" and space.image_range == (-1, 1)    # a TAESD teacher's is [0, 1] already
         student = sized(settings.params, lambda w: Decoder(space.channels, w, blocks, stem=settings.stem,
                                                            shift=space.shift, scale=space.scale, unit_range=unit_range))
         self.codec = Codec(self.teacher.encoder, student, space)
         self.mean = Average(student, settings.average)
-        self.perceptual, self.distance = perceptual_of(settings) if settings.weights.perceptual else ("", None)
+        self.perceptual = perceptual_of(settings, settings.weights.perceptual)
 
     def check(self, batch):
         require_signed_as_given(self.data, batch["data"].x)
@@ -103,8 +100,9 @@ class DecoderDistillation(Recipe):
             "teacher": (w.teacher, lambda: match.pixel_error(mine, drawn)),
             "blur": (w.blur, lambda: match.blur(mine, x)),
         }
-        if self.distance is not None:
-            terms[self.perceptual] = w.perceptual, lambda distance=self.distance: distance(mine, x)
+        if self.perceptual is not None:
+            name, distance = self.perceptual
+            terms[name] = w.perceptual, lambda: distance(mine, x)
         return {"student": {name: weight * term() for name, (weight, term) in terms.items() if weight}}
 
     def finished(self) -> Codec:
@@ -115,8 +113,4 @@ class DecoderDistillation(Recipe):
         return {"pictures": x, "teacher": self.teacher.reconstruct(x), "student": self.finished().reconstruct(x)}
 
     def product(self):
-        s = self.settings
-        card = {"teacher": s.teacher, "teacher_hash": fingerprint(self.teacher), "data": s.data, "size": s.size,
-                "shrink": list(s.shrink) if s.crop == "shrink" else None,
-                "parameters": sum(p.numel() for p in self.codec.decoder.parameters())}
-        return Product("codec", {"codec": self.finished()}, card)
+        return student_product(self.settings, fingerprint(self.teacher), self.finished(), self.codec.decoder)

@@ -32,8 +32,8 @@ from typing import Annotated, Literal, cast
 import torch
 from torch import Tensor
 
-from stillroom.codecs import Codec, fingerprint, require_signed_as_given, require_usable
-from stillroom.data import Source, at_most, sample
+from stillroom.codecs import Codec, fingerprint, require_usable
+from stillroom.data import at_most, sample
 from stillroom.flows import Flow, require
 from stillroom.flows.references import open_reference
 from stillroom.match import MATCHES
@@ -43,20 +43,20 @@ from stillroom.nets.critic import PatchCritic
 from stillroom.paths import Law, LawName, dimension_shift, law_of
 from stillroom.recipes import flow as flows
 from stillroom.recipes._drawing import (
-    balanced_hinge,
+    Judged,
+    OfPictures,
+    add_hinges,
     errors,
-    judged,
     last_weight,
     normalised,
     reconstruction_of,
     refuse_critic,
-    set_aside,
     stages_of,
 )
 from stillroom.recipes._shaping import ByCritic, ByDrift, ByScores, divergence, fake_of
 from stillroom.recipes.codec import Squares, perceptual_of, require_whole_latents
 from stillroom.settings import Count, Natural, NotNegative, Optimizer, Place, Refusal, Share, Where, seed_of
-from stillroom.train import Average, Product, Recipe, Role, Stage, load_product
+from stillroom.train import Average, Product, Role, Stage, load_product
 from stillroom.train.teacher import is_ours, open_codec, open_teacher
 from stillroom.train.world import pick_device
 
@@ -79,7 +79,7 @@ class ScoreNet(flows.Network):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings(Squares):
+class Settings(Judged, Squares):
     codec: Where
     """The tokenizer to begin with: a run of train codec, a folder of diffusers, or `bundled`."""
     reference: Annotated[str, Place(names=("gaussian",), after="samples:|noised:[^:]+:")]
@@ -119,10 +119,6 @@ class Settings(Squares):
     score_net: ScoreNet = field(default_factory=ScoreNet)
     l1: NotNegative = 1.0
     l2: NotNegative = 0.0
-    perceptual: NotNegative = 0.1
-    """Distance of feature maps, with `lpips` or random features, which are louder: 1 as released, with LPIPS."""
-    adversarial: NotNegative = 0.0
-    """Weight of a critic of pictures, beside w; 0.5 as released."""
     critic_width: Count = 32
     critic_from: Share = 0.0
     """Share of the matching after which the critic learns."""
@@ -132,7 +128,6 @@ class Settings(Squares):
     decoder: Optimizer = field(
         default_factory=lambda: Optimizer(lr=3e-4, betas=(0.9, 0.95), clip=1.0, warmup=100, decay="cosine"))
     score: Optimizer = field(default_factory=lambda: Optimizer(lr=3e-4, betas=(0.9, 0.95), clip=1.0, warmup=100))
-    critic: Optimizer = field(default_factory=lambda: Optimizer(lr=2e-4, betas=(0.5, 0.9), name="adam"))
 
 
 def shares_of(name: str) -> tuple[float, float] | None:
@@ -182,7 +177,7 @@ def refuse_what_cannot_be(s: Settings, codec: Codec, data) -> None:
         raise Refusal("shard: what pulls at latents looks at whole networks; leave it out")
 
 
-class DMVAE(Recipe):
+class DMVAE(OfPictures):
     Settings = Settings
     inputs = ("data",)
 
@@ -203,12 +198,7 @@ class DMVAE(Recipe):
         self.shaped = self.shaper()
         self.mean = Average(self.codec, s.average)
         self.critic = PatchCritic(s.critic_width) if s.adversarial else None
-        self.perceptual = perceptual_of(s) if s.perceptual else None
-
-    @classmethod
-    def prepare(cls, settings, sources, note):
-        data = sources["data"]
-        return {"data": set_aside(data)} if isinstance(data, Source) else sources
+        self.perceptual = perceptual_of(s, s.perceptual)
 
     # ---- what there is at the start ----
 
@@ -273,7 +263,7 @@ class DMVAE(Recipe):
     # ---- learning ----
 
     def check(self, batch):
-        require_signed_as_given(self.data, batch["data"].x)
+        super().check(batch)
         require_usable(self.codec, batch["data"].x, f"codec {self.settings.codec}")
 
     def roles(self):
@@ -320,12 +310,8 @@ class DMVAE(Recipe):
         terms = errors(drawn, x, s.l1, s.l2, s.perceptual, self.perceptual)
         out = {role: dict(terms)}
         if self.critic is not None and turn.stage in ("critic", "adversarial", "decoder"):
-            hinge, made = judged(self.critic, x, drawn, turn)
-            if "critic" in turn:
-                out["critic"] = {"hinge": hinge}
-            if turn.stage != "critic":
-                last = last_weight(self.codec.decoder)
-                out[role]["hinge"] = balanced_hinge(self.critic, made, terms, s.adversarial, last, turn, role)
+            add_hinges(out, role, self.critic, x, drawn, terms, s.adversarial, self.codec.decoder, turn,
+                       turn.stage != "critic")
         return out
 
     # ---- what comes of it ----

@@ -30,9 +30,9 @@ from stillroom.codecs import Codec, fingerprint, require_signed_as_given, requir
 from stillroom.data import Batch, Pairs, sample, write_pairs
 from stillroom.match import latents as match
 from stillroom.nets.coding import Encoder, sized
-from stillroom.recipes.codec import FACTORS, Squares, perceptual_of, require_whole_latents
+from stillroom.recipes.codec import Squares, blocks_of, perceptual_of, require_whole_latents, student_product
 from stillroom.settings import Count, NotNegative, Optimizer, Refusal, Where
-from stillroom.train import Average, Product, Recipe, Role, Stage
+from stillroom.train import Average, Recipe, Role, Stage
 from stillroom.train.teacher import open_codec
 from stillroom.train.world import pick_device
 
@@ -91,10 +91,11 @@ def new_student(settings: Settings, teacher: Codec, answers: Tensor) -> Encoder:
     """Sized by its parameters, on the teacher's grid, beginning at the teacher's mean and deviation per channel."""
     space = teacher.space
     channels = 2 * space.channels if settings.moments else space.channels
+    blocks = blocks_of(f"teacher {settings.teacher}", space.factor)
     mean, std = (s.tolist() for s in statistics(answers[:, :channels]))
 
     def make(width: int, padding: str) -> Encoder:
-        return Encoder(space.channels, width, FACTORS[space.factor], stem=settings.stem, padding=padding,
+        return Encoder(space.channels, width, blocks, stem=settings.stem, padding=padding,
                        pool=settings.pool, moments=settings.moments, shift=tuple(mean), scale=tuple(std),
                        # as TAESD's layers, which see pictures in [0, 1]; a TAESD teacher's space has made them so
                        unit_range=settings.stem == "conv" and space.image_range == (-1, 1))
@@ -133,7 +134,7 @@ class EncoderDistillation(Recipe):
         student = made(settings, teacher, answers)
         self.codec = Codec(student, teacher.decoder, teacher.space)
         self.mean = Average(student, settings.average)
-        self.perceptual, self.distance = perceptual_of(settings) if settings.weights.perceptual else ("", None)
+        self.perceptual = perceptual_of(settings, settings.weights.perceptual)
 
     @classmethod
     def prepare(cls, settings, sources, note):
@@ -180,8 +181,9 @@ class EncoderDistillation(Recipe):
             "pixels": (w.pixels, lambda: match.pixel_error(drawn(), x)),
             "blur": (w.blur, lambda: match.blur(drawn(), self.decoded(t.mean))),
         }
-        if self.distance is not None:
-            terms[self.perceptual] = w.perceptual, lambda distance=self.distance: distance(drawn(), x)
+        if self.perceptual is not None:
+            name, distance = self.perceptual
+            terms[name] = w.perceptual, lambda: distance(drawn(), x)
         if s.logvar is not None and t.logvar is not None:
             terms |= {
                 "logvar": (w.logvar, lambda: match.latent_mse(s.logvar, t.logvar)),
@@ -209,11 +211,7 @@ class EncoderDistillation(Recipe):
         return {"pictures": x, "teacher": drawn, "student": self.finished().reconstruct(x)}
 
     def product(self):
-        s = self.settings
-        card = {"teacher": s.teacher, "teacher_hash": self.teacher_hash, "data": s.data, "size": s.size,
-                "shrink": list(s.shrink) if s.crop == "shrink" else None,
-                "parameters": sum(p.numel() for p in self.codec.encoder.parameters())}
-        return Product("codec", {"codec": self.finished()}, card)
+        return student_product(self.settings, self.teacher_hash, self.finished(), self.codec.encoder)
 
 
 def opened(settings: Settings) -> Codec:
@@ -232,8 +230,7 @@ def answering(teacher: Codec) -> Callable[[Tensor], Tensor]:
 def refuse_what_cannot_be(settings: Settings, teacher: Codec, data, x: Tensor) -> None:
     """Before anything is learned, or asked for hours."""
     w, space, name = settings.weights, teacher.space, f"teacher {settings.teacher}"
-    if space.factor not in FACTORS:
-        raise Refusal(f"{name}: its latents span {space.factor} pixels; students span {', '.join(map(str, FACTORS))}")
+    blocks_of(name, space.factor)
     require_whole_latents(data, space.factor)
     of_variance = w.logvar or w.kl or w.wasserstein
     if settings.moments and answering(teacher)(x[:1]).shape[1] == space.channels:

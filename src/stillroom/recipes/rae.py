@@ -25,28 +25,28 @@ from typing import Annotated, Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
-from stillroom.codecs import Codec, from_diffusers, require_signed_as_given
+from stillroom.codecs import Codec, from_diffusers
 from stillroom.codecs.rae import EPSILON, Elements, is_rae, same_elements, token_codec
 from stillroom.codecs.tokens import HUB, TokenEncoder, token_encoder
-from stillroom.data import LatentSpace, Source, at_most, sample
+from stillroom.data import LatentSpace, at_most, sample
 from stillroom.nets.bottleneck import Projected
 from stillroom.nets.critic import PatchCritic
 from stillroom.nets.folders import local_folder, read_json
 from stillroom.nets.vit import MaskedViT, ViT, ViTDecoder
 from stillroom.recipes._drawing import (
-    balanced_hinge,
+    Judged,
+    OfPictures,
+    add_hinges,
     errors,
-    judged,
     moments,
     reconstruction_of,
     refuse_critic,
-    set_aside,
     stages_of,
 )
-from stillroom.recipes._masking import Own, masked_preview, masked_terms, new_masked, new_vit, refuse_own
+from stillroom.recipes._masking import OfTokens, masked_preview, masked_terms, new_masked, new_vit, refuse_own
 from stillroom.recipes.codec import Squares, perceptual_of, require_whole_latents
-from stillroom.settings import Count, NotNegative, Optimizer, Place, Refusal, Share, expanded
-from stillroom.train import Average, Product, Recipe, Role, Stage
+from stillroom.settings import Count, NotNegative, Optimizer, Place, Refusal, expanded
+from stillroom.train import Average, Product, Role, Stage
 from stillroom.train.teacher import is_ours, part_of
 from stillroom.train.world import pick_device
 
@@ -61,7 +61,7 @@ class Nets:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings(Squares):
+class Settings(Judged, OfTokens, Squares):
     encoder: Annotated[str, Place(names=("own", *HUB))] = "own"
     """`own`, `dinov2`, `siglip2`, `mae`, a folder or hub id of one of transformers' vision models or of an
     AutoencoderRAE, or a run of this recipe, whose latent space is kept. A folder of one of those names is ./NAME."""
@@ -70,36 +70,18 @@ class Settings(Squares):
     crop: Literal["centre", "random", "shrink"] = "centre"
     steps: Count = 4000
     """Of the decoder."""
-    encoder_steps: Count = 4000
-    """Of an encoder of our own, before those."""
     batch: Count = 64
-    own: Own = field(default_factory=Own)
     nets: Nets = field(default_factory=Nets)
-    labels_weight: NotNegative = 0.0
-    """Cross-entropy of the class in training an encoder of our own; above 0, data without labels are refused."""
     statistics: Literal["channel", "element"] = "channel"
     """Mean and deviation of each channel, or of each channel at each place, as released: then pictures of one size."""
-    statistics_pictures: Count = 2048
     tau: NotNegative = 0.8
     """Strength of the noise on the tokens."""
     noise: Literal["uniform", "half-normal"] = "uniform"
     """Law of sigma: U(0, tau), as in the released code, or |N(0, tau^2)|, as in the paper."""
     l1: NotNegative = 0.5
     """In [-1, 1]; released decoders count it in [0, 1], once."""
-    perceptual: NotNegative = 0.1
-    """Distance of feature maps, with `lpips` or random features, which are louder: 1 as released, with LPIPS."""
-    adversarial: NotNegative = 0.0
-    """Weight of the critic's hinge beside w; 0.75 as released. It wants more steps than a small run has."""
-    critic_from: Share = 6 / 16
-    """Share of the decoder's steps after which the critic learns."""
-    adversarial_from: Share = 8 / 16
-    """Share of the decoder's steps after which the decoder learns from it."""
-    pretraining: Optimizer = field(
-        default_factory=lambda: Optimizer(lr=1e-3, betas=(0.9, 0.95), weight_decay=0.05, clip=1.0, warmup=100,
-                                          decay="cosine"))
     decoder: Optimizer = field(
         default_factory=lambda: Optimizer(lr=1e-3, betas=(0.9, 0.95), clip=1.0, warmup=100, decay="cosine"))
-    critic: Optimizer = field(default_factory=lambda: Optimizer(lr=2e-4, betas=(0.5, 0.9), name="adam"))
 
 
 def opened(name: str, patch: int) -> tuple[nn.Module, LatentSpace | None]:
@@ -151,7 +133,7 @@ def raw_space(encoder: Any, patch: int) -> LatentSpace:
                        (-1.0, 1.0) if signed else (0.0, 1.0))
 
 
-class RAE(Recipe):
+class RAE(OfPictures):
     Settings = Settings
     inputs = ("data",)
 
@@ -176,20 +158,12 @@ class RAE(Recipe):
         self.raw = Codec(self.encoder, decoder, raw_space(net, s.patch))        # tokens in the place of latents
         self.mean = Average(decoder, s.average)
         self.critic = PatchCritic(s.nets.critic) if s.adversarial else None
-        self.perceptual = perceptual_of(s) if s.perceptual else None
+        self.perceptual = perceptual_of(s, s.perceptual)
         shape = (net.channels, *((side, side) if s.statistics == "element" else (1, 1)))
         self.shift, self.scale = torch.zeros(shape, dtype=torch.float64), torch.ones(shape, dtype=torch.float64)
         if self.own:
             self.masked = new_masked(s.own, s.patch, side, len(data.classes) if s.labels_weight else None)
             self.masked_mean = Average(self.masked, s.average)
-
-    @classmethod
-    def prepare(cls, settings, sources, note):
-        data = sources["data"]
-        return {"data": set_aside(data)} if isinstance(data, Source) else sources
-
-    def check(self, batch):
-        require_signed_as_given(self.data, batch["data"].x)
 
     def roles(self):
         s = self.settings
@@ -236,14 +210,11 @@ class RAE(Recipe):
         draw = turn.rand((len(x), 1, 1, 1)) if s.noise == "uniform" else turn.randn((len(x), 1, 1, 1)).abs()
         drawn = self.raw.decode(u + s.tau * draw * turn.randn(u)).float()
         terms = errors(drawn, x, s.l1, 0.0, s.perceptual, self.perceptual)
-        out = {"decoder": terms}
+        out = {"decoder": dict(terms)}
         if turn.stage in ("critic", "adversarial"):
             assert self.critic is not None
-            hinge, made = judged(self.critic, x, drawn, turn)
-            out["critic"] = {"hinge": hinge}
-            if turn.stage == "adversarial":
-                last = cast(ViTDecoder, self.raw.decoder).predict.weight
-                terms["hinge"] = balanced_hinge(self.critic, made, terms, s.adversarial, last, turn, "decoder")
+            add_hinges(out, "decoder", self.critic, x, drawn, terms, s.adversarial,
+                       cast(ViTDecoder, self.raw.decoder).predict, turn, turn.stage == "adversarial")
         return out
 
     def memory(self):

@@ -30,9 +30,9 @@ from typing import Annotated, Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
-from stillroom.codecs import Codec, require_signed_as_given
+from stillroom.codecs import Codec
 from stillroom.codecs.tokens import HUB, TokenEncoder
-from stillroom.data import LatentSpace, Source, sample
+from stillroom.data import LatentSpace, sample
 from stillroom.match.alignment import marginal_cosine, marginal_distance, on_grid
 from stillroom.match.latents import unit_kl
 from stillroom.nets.bottleneck import Bottleneck, Projected
@@ -40,24 +40,24 @@ from stillroom.nets.coding import Decoder, Encoder, sized
 from stillroom.nets.critic import PatchCritic
 from stillroom.nets.vit import MaskedViT
 from stillroom.recipes._drawing import (
+    Judged,
+    OfPictures,
+    add_hinges,
     balance,
-    balanced_hinge,
     errors,
-    judged,
     last_weight,
     lively,
     normalised,
     reconstruction_of,
     refuse_critic,
-    set_aside,
     stages_of,
     total,
 )
-from stillroom.recipes._masking import Own, masked_preview, masked_terms, new_masked, new_vit, refuse_own
+from stillroom.recipes._masking import OfTokens, masked_preview, masked_terms, new_masked, new_vit, refuse_own
 from stillroom.recipes.codec import Squares, perceptual_of, require_whole_latents
 from stillroom.recipes.rae import bare, opened, require_patch
 from stillroom.settings import Count, NotNegative, Optimizer, Place, Refusal, Share
-from stillroom.train import Average, Product, Recipe, Role, Stage
+from stillroom.train import Average, Product, Role, Stage
 from stillroom.train.world import pick_device
 
 
@@ -74,7 +74,7 @@ class Align:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings(Squares):
+class Settings(Judged, OfTokens, Squares):
     encoder: Annotated[str, Place(names=("own", "conv", *HUB))] = "own"
     """`own`, `conv`, `dinov2`, `siglip2`, `mae`, a folder or hub id of one of transformers' vision models or of an
     AutoencoderRAE, or a run of train rae or of this recipe. A folder of one of those names is ./NAME."""
@@ -85,12 +85,7 @@ class Settings(Squares):
     crop: Literal["centre", "random", "shrink"] = "centre"
     steps: Count = 4000
     """Of bottleneck and decoder."""
-    encoder_steps: Count = 4000
-    """Of an encoder of our own, before those."""
     batch: Count = 64
-    own: Own = field(default_factory=Own)
-    labels_weight: NotNegative = 0.0
-    """Cross-entropy of the class in training an encoder of our own; above 0, data without labels are refused."""
     params: Count = 1_200_000
     """Parameters of a conv encoder, about."""
     decoder_params: Count = 1_200_000
@@ -98,28 +93,14 @@ class Settings(Squares):
     """Of the critic's first layer."""
     l1: NotNegative = 1.0
     l2: NotNegative = 0.0
-    perceptual: NotNegative = 0.1
-    """Distance of feature maps, with `lpips` or random features, which are louder: 1 as released, with LPIPS."""
-    adversarial: NotNegative = 0.0
-    """Weight of the critic's hinge beside w; 0.5 as released. It wants more steps than a small run has."""
-    critic_from: Share = 6 / 16
-    """Share of the steps after which the critic learns."""
-    adversarial_from: Share = 8 / 16
-    """Share of the steps after which the decoder and the bottleneck learn from it."""
     kl: NotNegative = 0.0
     """Weight of KL(q(z | x) || N(0, 1)), summed over a picture's latents and divided by its numbers; at 0 there is no
     q, and z is a function of x."""
     align: Annotated[str, Place(names=tuple(HUB))] = ""
     """An encoder whose features the latents shall resemble, named as `encoder` is; none unless given."""
     alignment: Align = field(default_factory=Align)
-    statistics_pictures: Count = 2048
-    """Training pictures on which the latents' mean and deviation are measured, at most."""
-    pretraining: Optimizer = field(
-        default_factory=lambda: Optimizer(lr=1e-3, betas=(0.9, 0.95), weight_decay=0.05, clip=1.0, warmup=100,
-                                          decay="cosine"))
     model: Optimizer = field(
         default_factory=lambda: Optimizer(lr=2e-3, betas=(0.9, 0.95), clip=1.0, warmup=100, decay="cosine"))
-    critic: Optimizer = field(default_factory=lambda: Optimizer(lr=2e-4, betas=(0.5, 0.9), name="adam"))
 
 
 def refuse_what_cannot_be(s: Settings, data) -> None:
@@ -168,7 +149,7 @@ def new_encoder(s: Settings) -> Encoder | Projected:
     return Projected(trunk, Bottleneck(trunk.channels, s.latent, moments_too), isinstance(trunk, TokenEncoder))
 
 
-class Tokenizer(Recipe):
+class Tokenizer(OfPictures):
     Settings = Settings
     inputs = ("data",)
 
@@ -192,7 +173,7 @@ class Tokenizer(Recipe):
             self.learned["likeness"] = nn.Conv2d(s.latent, self.example.channels, 1, bias=False)        # W
         self.mean = Average(self.learned, s.average)
         self.critic = PatchCritic(s.critic_width) if s.adversarial else None
-        self.perceptual = perceptual_of(s) if s.perceptual else None
+        self.perceptual = perceptual_of(s, s.perceptual)
         if self.own:
             classes = len(data.classes) if s.labels_weight else None
             self.masked = new_masked(s.own, s.patch, s.size // s.patch, classes)
@@ -202,14 +183,6 @@ class Tokenizer(Recipe):
         # A token is centred on the middle of its pixels, a latent of strided convolutions on the first of them.
         return LatentSpace(len(shift), self.settings.patch, shift, scale,
                            (self.settings.patch - 1) / 2 if self.trunk is not None else 0.0)
-
-    @classmethod
-    def prepare(cls, settings, sources, note):
-        data = sources["data"]
-        return {"data": set_aside(data)} if isinstance(data, Source) else sources
-
-    def check(self, batch):
-        require_signed_as_given(self.data, batch["data"].x)
 
     def roles(self):
         s = self.settings
@@ -248,11 +221,8 @@ class Tokenizer(Recipe):
             out["codec"]["kl"] = s.kl * unit_kl(mean, logvar) / x[0].numel()
         if turn.stage in ("critic", "adversarial"):
             assert self.critic is not None
-            hinge, made = judged(self.critic, x, drawn, turn)
-            out["critic"] = {"hinge": hinge}
-            if turn.stage == "adversarial":
-                last = last_weight(self.learned["decoder"])
-                out["codec"]["hinge"] = balanced_hinge(self.critic, made, terms, s.adversarial, last, turn, "codec")
+            add_hinges(out, "codec", self.critic, x, drawn, terms, s.adversarial, self.learned["decoder"], turn,
+                       turn.stage == "adversarial")
         return out
 
     def aligned(self, z: Tensor, x: Tensor, terms: dict[str, Tensor], turn) -> dict[str, Tensor]:
