@@ -11,6 +11,7 @@ from stillroom.codecs.klt import BlockDecoder, BlockEncoder
 from stillroom.data import Pairs, Tensors, open_source, sample, write_pairs
 from stillroom.nets import buildable
 from stillroom.nets.coding import Decoder, Encoder
+from stillroom.recipes import codec as codec_recipe
 from stillroom.recipes import encoder as encoder_recipe
 from stillroom.recipes.codec import FACTORS, FromScratch
 from stillroom.recipes.decoder import DecoderDistillation
@@ -121,7 +122,7 @@ def test_normalising_moves_no_reconstruction(x):
 
 def test_a_linear_student_of_full_width_finds_the_linear_teacher(klt, x, tmp_path, monkeypatch):
     """Least squares has a solution: 8x8 blocks lie within what two strided convolutions see."""
-    monkeypatch.setattr(encoder_recipe, "FACTORS", {8: (0, 0, 0, 0)})
+    monkeypatch.setattr(codec_recipe, "FACTORS", {8: (0, 0, 0, 0)})
     run = fit(EncoderDistillation, settings(klt, tmp_path / "run", steps=500, params=60_000, batch=16, average=0.9,
                                             student=RATE), Silent(), data=x)
     student, teacher = stillroom.load(run), open_codec(klt)
@@ -159,7 +160,7 @@ def test_terms_are_zero_at_the_teachers_own_answers(rich, x):
     error = open_codec(rich).decode(t.mean) - x[:4]
     expected = error.abs().flatten(1).mean(1) + error.square().flatten(1).mean(1)
     assert torch.allclose(terms.pop("pixels"), expected)
-    assert torch.equal(terms.pop("random_lpips"), recipe.distance(open_codec(rich).decode(t.mean), x[:4]))
+    assert torch.equal(terms.pop("random_lpips"), recipe.perceptual[1](open_codec(rich).decode(t.mean), x[:4]))
     assert all(term.abs().max() < 1e-6 for term in terms.values()), terms
 
 
