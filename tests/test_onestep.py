@@ -68,7 +68,7 @@ def test_guidance_extrapolates_from_the_weaker_answer():
 
 
 def test_guidance_is_the_networks_own_input_where_it_has_one():
-    one = OneStep(shaken(MLP(2, 32, classes=3, guided=True)), Linear(), "v", (2,))
+    one = OneStep(shaken(MLP(2, 32, classes=3, guided=True)), Linear(), "v", (2,), takes_strength=True)
     z, y = noise_of((2,), 0, 6, 0), torch.arange(6) % 3
     assert torch.allclose(one.sample(6, guidance=2.0), one(z, y, torch.full((6,), 2.0)), atol=1e-6)
 

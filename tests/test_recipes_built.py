@@ -1,8 +1,6 @@
 """Every recipe: that it can be built under another device, that all it trains is reached under autocast, and what it
 refuses of teachers and of options that would do nothing."""
 
-import json
-
 import pytest
 import torch
 from torch import nn
@@ -177,14 +175,12 @@ def test_a_student_takes_no_strength_that_it_never_learned(tmp_path, data):
     assert [d.student.takes_strength for d in drifts] == [False, True]
 
 
-def test_an_older_product_takes_a_strength_where_its_network_can(tmp_path):
-    one = OneStep(MLP(2, 16, classes=4, guided=True), Linear(), "v", (2,), takes_strength=True)
-    save_product(Product("generator", {"generator": one}, {}), tmp_path / "product")
-    file = tmp_path / "product/product.json"
-    content = json.loads(file.read_text())
-    del content["parts"]["generator"]["arguments"]["takes_strength"]
-    file.write_text(json.dumps(content))
-    assert load_product(tmp_path / "product").parts["generator"].takes_strength
+def test_a_strength_is_taken_only_where_it_is_said_to_be_learned(tmp_path):
+    net = MLP(2, 16, classes=4, guided=True)
+    for learned in (True, False):
+        one = OneStep(net, Linear(), "v", (2,), **({"takes_strength": True} if learned else {}))
+        save_product(Product("generator", {"generator": one}, {}), tmp_path / str(learned))
+        assert load_product(tmp_path / str(learned)).parts["generator"].takes_strength is learned
 
 
 @pytest.mark.parametrize("more", [{"strongest": 4.0}, {"strongest": 4.0, "lora": 0}, {}], ids=lambda m: "-".join(m))

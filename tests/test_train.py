@@ -1,5 +1,6 @@
 """The trainer adds nothing, loses nothing, and stops where it should."""
 
+import json
 import re
 import shutil
 import weakref
@@ -15,7 +16,7 @@ from stillroom.settings import Optimizer, Refusal, Run, Where
 from stillroom.settings.files import file_written_atomically, folder_written_atomically
 from stillroom.train import Average, Product, Recipe, Role, Silent, Stage, fit, load, resume, start
 from stillroom.train.checkpoint import Shelf, restored
-from stillroom.train.folder import read_rows
+from stillroom.train.folder import RunFolder, read_rows
 from stillroom.train.learner import rate
 from stillroom.train.product import amend_product, save_product
 from three_roles import Generator, Settings, ThreeRoles, points
@@ -480,6 +481,12 @@ def test_a_product_on_a_base_leaves_only_what_is_its_own(tmp_path):
     for name in ("base", "lora"):
         (tmp_path / name).rename(tmp_path / "moved" / name)
     assert torch.equal(load(tmp_path / "moved/lora")(x, t), adapted(x, t))
+    file = tmp_path / "moved/lora/product.json"
+    whole = file.read_text()
+    file.write_text(whole.replace('"beside"', '"aside"'))
+    with pytest.raises(Refusal, match="not a product this stillroom understands: KeyError\\('beside'\\)"):
+        load(tmp_path / "moved/lora")
+    file.write_text(whole)
 
     for name in ("base", "lora"):
         (tmp_path / "moved" / name).rename(tmp_path / name)
@@ -489,6 +496,14 @@ def test_a_product_on_a_base_leaves_only_what_is_its_own(tmp_path):
     (tmp_path / "base/product.json").unlink()
     with pytest.raises(Refusal, match="the base of this product is gone"):
         load(tmp_path / "lora")
+
+
+@pytest.mark.parametrize("fact", ["weights", "inputs", "sessions"])
+def test_a_run_whose_record_lacks_a_fact_is_not_gone_on_with(tmp_path, fact):
+    info = {"weights": {}, "inputs": {}, "sessions": []}
+    (tmp_path / "run.json").write_text(json.dumps({k: v for k, v in info.items() if k != fact}))
+    with pytest.raises(Refusal, match=f"run.json: {fact} missing"):
+        RunFolder(tmp_path, 1).read_info()
 
 
 @pytest.mark.parametrize("stray", [False, True])

@@ -203,12 +203,12 @@ def modes_of(x: Tensor, mixture: Mixture) -> dict[str, float]:
 
 def cost_of(run: Run) -> dict[str, Any]:
     """As the run's own record says; None for what it does not."""
-    record, parameters = run.record, run.record.get("parameters", {})
+    record = run.record
     model = run.side.draws and run.side.draws.model
     return {
         "recipe": str(record.get("recipe", "")).rpartition(":")[2], "steps": record.get("steps"),
         "seconds": record.get("seconds"), "memory_gib": record.get("memory_gib"),
-        "trained": record.get("trained") or sum(parameters.values()) or None, "parameters": parameters,
+        "trained": record.get("trained"), "parameters": record.get("parameters", {}),
         "evaluations": record.get("evaluations"),
         "weights": None if model is None else sum(p.numel() for p in model.parameters()),
     }

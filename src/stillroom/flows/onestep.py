@@ -19,16 +19,16 @@ class OneStep(Generator):
     asked: the time the network is told, for one that was taught to tell ends of trajectories by it (BOOT); its answer
     is read at t = 1 all the same, where the noise is.
     unlabelled: it has learned to answer without a label too, which guidance can start from.
-    takes_strength: it has learned to be told w. None, as in older products: wherever its network has the input.
+    takes_strength: it has learned to be told w, by a network that has the input.
     """
 
     def __init__(self, net: nn.Module, path: Path, prediction: Kind, shape: tuple[int, ...], asked: float = 1.0,
-                 unlabelled: bool = False, takes_strength: bool | None = None):
+                 unlabelled: bool = False, takes_strength: bool = False):
         super().__init__()
         self.net, self.path, self.shape, self.asked, self.unlabelled = net, path, tuple(shape), asked, unlabelled
         self.prediction: Kind = prediction
         self.classes: int | None = getattr(net, "classes", None)
-        self.takes_strength: bool = getattr(net, "guided", False) if takes_strength is None else takes_strength
+        self.takes_strength = takes_strength
 
     def forward(self, z: Tensor, y: Tensor | None = None, w: Tensor | None = None) -> Tensor:
         return self.signal(z, torch.full((len(z),), self.asked, device=z.device), y, w)

@@ -76,7 +76,11 @@ class RunFolder:
         write_atomically(self.path / "run.json", json.dumps(info, indent=1))
 
     def read_info(self) -> dict[str, Any]:
-        return read_json(self.path / "run.json")
+        info = read_json(self.path / "run.json")
+        if missing := [fact for fact in ("inputs", "weights", "sessions") if fact not in info]:
+            raise Refusal(f"{self.path}/run.json: {', '.join(missing)} missing; the file was edited, or is of another "
+                          "stillroom: begin a new run")
+        return info
 
     def append(self, row: dict[str, Any]) -> None:
         try:

@@ -356,7 +356,7 @@ class Trainer:
             raise Refusal(f"{self.folder.path}: weights that this run keeps frozen are not those it began with")
         self.step, self.seconds, self.window = state["step"], state["seconds"], state["window"]
         self.reach = Reach.of(state["reach"])
-        self.tally.counts.update(state.get("evaluations", {}))      # none of a run that was begun before they were
+        self.tally.counts.update(state["evaluations"])
         for name, learner in self.learners.items():
             learner.total = self.schedule.updates(name, max(0, self.step - 1))
         return state["cursors"]

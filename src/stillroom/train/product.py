@@ -110,8 +110,8 @@ def written_base(base: Ref, folder: Path) -> dict[str, str]:
 
 
 def found_base(base: Mapping[str, str], folder: Path) -> Ref:
-    beside = Path(os.path.normpath(folder / base["beside"])) if "beside" in base else None
-    moved = beside is not None and not Path(base["path"]).exists() and beside.exists()
+    beside = Path(os.path.normpath(folder / base["beside"]))
+    moved = not Path(base["path"]).exists() and beside.exists()
     return Ref(str(beside) if moved else base["path"], base["sha256"])
 
 

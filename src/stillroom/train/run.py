@@ -186,7 +186,7 @@ def is_finished(path: Path) -> bool:
 def require_weights(folder: RunFolder, settings: Run) -> None:
     """Those that the run began with; asked before anything is prepared with them."""
     here = weights_of(settings)
-    for name, was in folder.read_info().get("weights", {}).items():
+    for name, was in folder.read_info()["weights"].items():
         if here.get(name) != was:
             raise Refusal(f"{folder.path}: {name} {getattr(settings, name)} holds other weights than those it began "
                           f"with; say where they are: stillroom resume {folder.path} --{name.replace('_', '-')} PLACE")
