@@ -9,6 +9,8 @@ import json
 import math
 import os
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -34,6 +36,18 @@ def interleave(contenders: Mapping[str, Callable[[], object]], rounds: int, warm
             if i >= warmup:
                 samples[name].append(time.perf_counter() - start)
     return samples
+
+
+RESIDENT = """
+def resident(what):         # VmHWM; not getrusage, whose maximum is inherited from the process that started this one
+    return 1024 * int(next(line for line in open("/proc/self/status") if line.startswith(what)).split()[1])
+"""
+
+
+def peak_of(code: str) -> float:
+    """GB that code for another interpreter prints of itself; it may ask for `resident("VmHWM")`."""
+    said = subprocess.run([sys.executable, "-c", RESIDENT + code], capture_output=True, text=True, check=True)
+    return int(said.stdout) / 1e9
 
 
 # ---- figures ----
@@ -92,6 +106,11 @@ def row(name: str, samples: Sequence[float], against: tuple[str, Sequence[float]
 
 
 # ---- keeping ----
+
+def folder_of(name: str) -> str:
+    """Of a row that has a name for people."""
+    return name.replace(", ", "-").replace(" ", "-")
+
 
 def machine() -> dict[str, Any]:
     import torch

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from commands import stillroom
-from compare import HERE, finite, machine
+from compare import HERE, finite, folder_of, machine
 from stillroom.claims.run import run_in
 from stillroom.data import digits
 from stillroom.data.builtin import every_fifth
@@ -63,10 +63,6 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "guidance-lora": ("guidance-lora", {"guidance": STRENGTH}),
 }
 RESULT, PAGE = HERE / "digits.json", HERE / "DIGITS.md"
-
-
-def folder_of(method: str) -> str:
-    return method.replace(", ", "-").replace(" ", "-")
 
 
 def parts() -> tuple[tuple[Tensor, Tensor], Tensor]:

@@ -6,14 +6,12 @@ On a machine with CUDA the table is that of the first GPU.
 """
 
 import statistics
-import subprocess
-import sys
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from compare import bench, interleave, row
+from compare import bench, interleave, peak_of, row
 from drift_plain import drift_loss as by_hand
 from stillroom.match import drift, drift_loss
 from stillroom.match.drift.field import LEAST_SQUARE, RELEASED
@@ -82,12 +80,9 @@ def speed(quick: bool, threads: int, below: float | None) -> tuple[list[dict], l
     return rows, notes
 
 
-PEAK = """
+FIELD = """
 import torch
 from stillroom.match import drift, drift_loss
-
-def resident(what):         # not getrusage: its maximum is inherited from the process that started this one
-    return 1024 * int(next(line for line in open("/proc/self/status") if line.startswith(what)).split()[1])
 
 torch.set_num_threads(2)
 x, y = torch.randn(1, 4096, 1024, requires_grad=True), torch.randn(1, 4096, 1024)
@@ -100,8 +95,7 @@ print(resident("VmHWM") - before)
 
 
 def memory() -> str:
-    said = subprocess.run([sys.executable, "-c", PEAK], capture_output=True, text=True, check=True)
-    peak = int(said.stdout) / 1e6
+    peak = 1e3 * peak_of(FIELD)
     return (f"N 4096, P 4096, C 1024 on the CPU: {peak:.0f} MB more at the peak than samples and positives take, "
             f"gradient included; bound {LIMIT_MB} MB: {'met' if peak < LIMIT_MB else 'missed'}.")
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from commands import cifar, command, stillroom
-from compare import HERE
+from compare import HERE, folder_of
 
 PAGE = HERE / "PIXELS.md"
 SEED = "1"
@@ -43,10 +43,6 @@ def lines(quick: bool) -> dict[str, list[str]]:
     students = {name: sized(["distill", *words, "STUDENT", "--teacher", "teacher"])
                 for name, words in STUDENTS.items()}
     return {"teacher": sized(TEACHER), "features": sized(FEATURES), **students}
-
-
-def folder_of(name: str) -> str:
-    return name.replace(", ", "-").replace(" ", "-")
 
 
 def measured(place: Path, quick: bool) -> str:

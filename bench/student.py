@@ -3,8 +3,6 @@
 """
 
 import copy
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
-from compare import bench, interleave, row
+from compare import bench, interleave, peak_of, row
 from stillroom.codecs import Codec
 from stillroom.data import Photos, Tensors
 from stillroom.nets.coding import Encoder
@@ -77,7 +75,7 @@ def step(quick: bool) -> tuple[list[dict], list[str]]:
     ], []
 
 
-PEAK = """
+TILED = """
 import torch
 from stillroom.codecs import Codec, Tiled
 from stillroom.data import LatentSpace
@@ -87,15 +85,13 @@ encoder = sized(2_000_000, lambda w: Encoder(16, w, (1, 3, 3, 3), stem="unshuffl
 codec = Codec(encoder, Decoder(16, 8), LatentSpace(16, 8, (0.0,) * 16, (1.0,) * 16)).eval()
 with torch.inference_mode():
     Tiled(codec).encode(torch.rand(1, 3, 4096, 4096) * 2 - 1)
-# Not getrusage: its maximum is inherited from the process that started this one.
-print(1024 * int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1]))
+print(resident("VmHWM"))
 """
 LIMIT_GB = 1.5
 
 
 def memory() -> str:
-    said = subprocess.run([sys.executable, "-c", PEAK], capture_output=True, text=True, check=True)
-    peak = int(said.stdout) / 1e9
+    peak = peak_of(TILED)
     return (f"A student of 2M encodes 4096 x 4096 pixels in tiles with a peak of {peak:.2f} GB in the whole process, "
             f"torch and picture included; bound {LIMIT_GB} GB: {'met' if peak < LIMIT_GB else 'missed'}.")
 
