@@ -150,8 +150,13 @@ def test_stored_verdicts_are_what_the_stored_values_give(name):
     require_recomputed(claim, result)
 
 
+def values_of(result):
+    """The raw values of a stored result; JSON made the seeds strings."""
+    return {arm: {int(seed): m for seed, m in seeds.items()} for arm, seeds in result["values"].items()}
+
+
 def require_recomputed(claim, result):
-    values = running.values_of(result)
+    values = values_of(result)
     assert {arm: sorted(v) for arm, v in values.items()} == dict.fromkeys(claim.arms, sorted(result["seeds"]))
     again = json.loads(json.dumps(verdict(claim, values)))  # seeds as strings, as stored
     for key in ("verdict", "reason"):
@@ -173,7 +178,7 @@ def test_the_verdict_on_photographs_is_what_its_values_give():
 def test_a_stored_verdict_that_was_changed_is_noticed():
     result = stored("vsd")
     assert result is not None
-    values = running.values_of(result)
+    values = values_of(result)
     for metrics in values["vsd"].values():
         metrics["spread / truth's, 8 modes"] = 1.4
     assert verdict(find("vsd"), values)["verdict"] == "does not hold" != result["verdict"]

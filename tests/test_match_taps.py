@@ -56,7 +56,7 @@ def test_a_bank_draws_without_replacement_and_from_what_it_holds():
     assert sorted(drawn[1].tolist()) == [20, 20, 20, 21, 21, 21]        # round and round
     anyone = bank.draw(torch.full((1,), 3), 8, torch.rand(1, 8))[0, :, 0]
     assert set(anyone.tolist()) <= {*range(8), 20, 21, 30}
-    shares = bank.draw_any(20_000, torch.rand(1, 20_000))[0, :, 0]
+    shares = bank.draw_any(torch.rand(1, 20_000))[0, :, 0]
     assert abs(float((shares < 8).float().mean()) - 8 / 11) < 0.02
 
 

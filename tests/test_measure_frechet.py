@@ -75,10 +75,8 @@ def test_moments_do_not_depend_on_batches():
     pieces = Moments(6)
     for batch in x.split([1, 20, 0, 5, 31]):
         pieces.add(batch)
-    merged = Moments(6).add(x[:13]).merge(Moments(6)).merge(Moments(6).add(x[13:]))
-    for other in (pieces, merged):
-        assert other.count == 57
-        assert torch.allclose(other.cov, whole.cov, rtol=1e-9) and torch.allclose(other.mean, whole.mean, rtol=1e-12)
+    assert pieces.count == 57
+    assert torch.allclose(pieces.cov, whole.cov, rtol=1e-9) and torch.allclose(pieces.mean, whole.mean, rtol=1e-12)
 
 
 def test_the_distance_of_known_features():

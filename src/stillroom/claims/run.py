@@ -237,8 +237,3 @@ def ready(path: Path) -> None:
         raise Refusal(f"{path}: no folder can be made there ({error.strerror}); choose another --out") from None
     if path.is_dir():
         raise Refusal(f"{path} is a folder; give a file, or a folder for NAME.json")
-
-
-def values_of(result: dict[str, Any]) -> dict[str, dict[int, dict[str, float]]]:
-    """The raw values of a stored result; JSON made the seeds strings."""
-    return {arm: {int(seed): m for seed, m in seeds.items()} for arm, seeds in result["values"].items()}

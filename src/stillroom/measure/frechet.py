@@ -29,9 +29,6 @@ class Moments:
         mean = x.mean(0) if len(x) else self.mean
         return self._join(len(x), mean, (x - mean).T @ (x - mean))
 
-    def merge(self, other: "Moments") -> "Moments":
-        return self._join(other.count, other.mean, other.scatter)
-
     def _join(self, count: int, mean: Tensor, scatter: Tensor) -> "Moments":
         """Chan et al. 1979: nothing is subtracted from a large sum."""
         total, gap = self.count + count, mean - self.mean

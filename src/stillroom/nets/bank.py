@@ -38,9 +38,9 @@ class Bank(nn.Module):
         turn = torch.arange(n, device=u.device) % self.count[one, None]             # [G, n], round and round
         x = self.x[one[:, None], order.gather(1, turn)]
         anyone = (labels >= len(self.count)).view(-1, *[1] * (x.ndim - 1))
-        return torch.where(anyone, self.draw_any(n, u[:, :n]), x) if bool(anyone.any()) else x
+        return torch.where(anyone, self.draw_any(u[:, :n]), x) if bool(anyone.any()) else x
 
-    def draw_any(self, n: int, u: Tensor) -> Tensor:
+    def draw_any(self, u: Tensor) -> Tensor:
         """[G, n, *shape] of any class, in the shares in which they are held, with replacement. u: uniforms [G, n]."""
         ends = self.count.cumsum(0)
         i = (u * ends[-1]).long().clamp(max=int(ends[-1]) - 1)                      # [G, n]

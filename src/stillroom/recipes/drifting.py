@@ -264,7 +264,7 @@ class Drifting(Recipe):
         u = self.settings.unconditional
         if not self.student.takes_strength:
             return None
-        return self.bank.draw_any(u, turn.rand((self.groups, u), shared=True)).flatten(0, 1)
+        return self.bank.draw_any(turn.rand((self.groups, u), shared=True)).flatten(0, 1)
 
     def grouped(self, x: Tensor) -> Tensor:
         """[G n, ...] -> [G, n, ...]."""
