@@ -7,7 +7,7 @@ from closed_forms import shaken
 from stillroom.flows import Bare, Denoiser, FewStep, Gaussian, OneStep, Routed, ddim, noise_of, rollout, step
 from stillroom.nets import MLP, DiT, Lora, UNet, build, describe, with_input
 from stillroom.nets.heads import Heads, inner_layers
-from stillroom.paths import Cosine, Linear, lower_edge, plan, shift
+from stillroom.paths import VE, Cosine, Linear, Tabulated, lower_edge, plan, shift
 from stillroom.settings import Refusal, seed_of
 
 PATHS = [Linear(), Cosine()]
@@ -47,8 +47,73 @@ def test_the_last_step_answers_x0(move):
 def test_each_expert_takes_its_own_step():
     one, two, x = student(1), student(2), torch.randn(4, 2)
     t, s, end = (torch.full((4,), u) for u in (1.0, 0.5, 0.0))
-    there = rollout([one, two], x, (1.0, 0.5, 0.0), None, "ode", lambda _: x)
+    there = rollout([one, two], x, (1.0, 0.5, 0.0), None, "ode", lambda _: x, "all")
     assert torch.equal(there, step(two, step(one, x, t, s, None, "ode"), s, end, None, "ode"))
+
+
+class Tiny(nn.Module):
+    """Of five numbers, in float64."""
+
+    def __init__(self, weights):
+        super().__init__()
+        self.weights = nn.Parameter(weights.clone())
+
+    def forward(self, x, t):
+        a, b, c, d, e = self.weights
+        return torch.tanh(a * x + b * t[:, None].double() + e) * c + d * x.flip(1)
+
+
+def carrying(gradient, leave, steps):
+    """The steps that carry a gradient, of those that are taken."""
+    taken = list(range(leave + 1 if gradient == "exit" else steps))
+    return {"all": taken, "none": []}.get(gradient, taken[-1:])
+
+
+@pytest.mark.parametrize("move", ["renoise", "ode"])
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize(("gradient", "leave"), [("none", None), ("last", None), ("all", None), ("exit", 0),
+                                                 ("exit", 1), ("exit", 2)])
+def test_the_gradient_of_a_rollout_is_of_the_steps_that_carry_it(gradient, leave, path, move):
+    """By finite differences: each step has weights of its own, and those of the steps that carry it are moved."""
+    g = torch.Generator().manual_seed(0)
+    z, *eps = torch.randn(5, 6, 2, generator=g, dtype=torch.float64)
+    weights, times = torch.randn(5, generator=g, dtype=torch.float64), (0.9, 0.7, 0.4, 0.2)
+
+    def ended(*each):
+        nets = [Denoiser(Tiny(w), path, "v") for w in each]
+        return rollout(nets, z, times, None, move, lambda k: eps[k], gradient, leave).detach()
+
+    carry = carrying(gradient, leave, 3)
+    one = Denoiser(Tiny(weights), path, "v")
+    x = rollout([one], z, times, None, move, lambda k: eps[k], gradient, leave)
+    assert torch.equal(x, ended(*[weights] * 3)) and x.requires_grad == bool(carry)
+    with torch.no_grad():                                                   # where nobody asks for one there is none
+        assert not rollout([one], z, times, None, move, lambda k: eps[k], gradient, leave).requires_grad
+    if not carry:
+        return
+    (ours,) = torch.autograd.grad(x.square().sum(), one.net.weights)
+    h, found = 1e-6, []
+    for i in range(5):
+        moved = h * torch.eye(5, dtype=torch.float64)[i]
+        up, down = (ended(*(weights + sign * moved if k in carry else weights for k in range(3))).square().sum()
+                    for sign in (1, -1))
+        found.append(float((up - down) / (2 * h)))
+    assert ours.tolist() == pytest.approx(found, rel=1e-6, abs=1e-7)
+
+
+def test_an_exit_goes_straight_to_the_end_and_draws_no_noise_for_it():
+    d, z, drawn = student(), torch.randn(4, 2), []
+    there = rollout([d], z, (1.0, 0.6, 0.3, 0.0), None, "renoise", lambda k: drawn.append(k) or z, "exit", 1)
+    t, s = torch.full((4,), 1.0), torch.full((4,), 0.6)
+    assert torch.equal(there, d.x0(step(d, z, t, s, None, "renoise", z), s)) and drawn == [1]
+
+
+@pytest.mark.parametrize("path", [*PATHS, VE(10.0), Tabulated.ddpm()], ids=lambda p: type(p).__name__)
+def test_a_rollout_begins_at_noise_of_its_first_time(path):
+    z, d = torch.randn(4, 2), student(path=path)
+    x = path.over(torch.full((4,), 0.8), z).sigma * z
+    t, s = torch.full((4,), 0.8), torch.full((4,), 0.3)
+    assert torch.equal(rollout([d], z, (0.8, 0.3), None, "ode", lambda _: z, "all"), step(d, x, t, s, None, "ode"))
 
 
 # ---- plans ----

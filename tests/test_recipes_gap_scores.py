@@ -476,6 +476,37 @@ def test_untold_the_law_is_uniform_and_draws_as_ever(tmp_path, teacher, shifted)
         assert torch.equal(recipe.gap_law.quantile(u), move(0.02 + (0.98 - 0.02) * u))
 
 
+# ---- which of a student's own steps carry the gradient ----
+
+
+@pytest.mark.parametrize("recipe", [DMD, DecoupledDMD])
+@pytest.mark.parametrize(("gradient", "carry"), [("exit", None), ("last", [False, False, True]), ("all", [True] * 3)])
+def test_the_gradient_goes_through_the_steps_that_were_asked_for(tmp_path, teacher, recipe, gradient, carry):
+    guidance = {"guidance": 2.0} if recipe is DecoupledDMD else {}
+    recipe, _ = made(recipe, tmp_path, teacher, student_steps=3, gradient=gradient, **guidance)
+    lengths, times, seen = set(), set(), []
+    recipe.student.net.register_forward_hook(lambda _, inputs, out: seen.append((inputs[1], out.requires_grad)))
+    for seed in range(12):
+        turn = Turn(batch=64)
+        turn.generator.manual_seed(seed)
+        seen.clear()
+        x, _ = recipe.generated({}, turn)
+        steps = [through for _, through in seen]
+        assert steps == (carry or [False] * (len(steps) - 1) + [True]) and x.requires_grad
+        assert [float(t[0]) for t, _ in seen] == pytest.approx(recipe.plan[: len(steps)])
+        lengths.add(len(steps))
+        times.add(getattr(recipe, "k", len(steps) - 1))                     # at whose time decoupled-dmd looks
+    assert lengths == ({1, 2, 3} if gradient == "exit" else {3}) and times == {k - 1 for k in lengths}
+
+
+@pytest.mark.parametrize("gradient", ["last", "all"])
+def test_a_student_that_learns_its_last_or_all_steps_comes_nearer(tmp_path, teacher, data, gradient):
+    more = {"student_steps": 2, "gradient": gradient}
+    first, later = (far(stillroom.load(run(DMD, tmp_path / f"{steps}", teacher, steps=steps, **more)), data)
+                    for steps in (1, 300))
+    assert later < 0.7 * first
+
+
 # ---- weights of the gap ----
 
 
@@ -513,6 +544,8 @@ def test_with_another_weight_a_student_comes_nearer_too(tmp_path, teacher, data,
     (DisBack, {"fake_lora": 4}, "kept as whole networks"),
     (DisBack, {"steps": 400, "record": 200, "kept": 2}, "none for the teacher itself"),
     (DisBack, {"record": 3}, "weights are kept 4 times"),
+    (DMD, {"gradient": "all"}, "give --student-steps above 1"),
+    (DMD, {"gradient": "all", "student_steps": 2, "asked": "noised"}, "give --asked simulated"),
     (DMD, {"judge": "fake"}, "there are no heads"), (SiD, {"judge_weight": 0.1}, "there are no heads"),
     (DMD, {"judge_weight": 0.1, "adversarial": ANCHOR}, "give --judge fake"),
     (DecoupledDMD, {"judge": "fake", "guidance": 2.0}, "there is no fake score"),

@@ -2,7 +2,7 @@
 
 from stillroom.flows.closed import Gaussian, Mixture, Shaped
 from stillroom.flows.denoiser import AutoGuided, Bare, Denoiser, Denoises, During, Guided, Split, Told, guided
-from stillroom.flows.fewstep import FewStep, Move, Routed, rollout, step
+from stillroom.flows.fewstep import FewStep, Gradient, Move, Routed, rollout, step
 from stillroom.flows.flow import Flow, noise_of
 from stillroom.flows.folders import DiffusersNet, from_diffusers
 from stillroom.flows.gate import Verdict, check, require
@@ -15,8 +15,8 @@ from stillroom.flows.tally import Tally
 
 __all__ = [
     "AutoGuided", "Bare", "ClosedFlow", "Denoiser", "Denoises", "DiffusersNet", "During", "FewStep", "Flow", "Gaussian",
-    "Generator", "Guided", "Mixture", "Move", "Noised", "OneStep", "Routed", "Shaped", "Spec", "Split", "Tally",
-    "Told", "Verdict", "check", "ddim", "denoising_loss", "dpmpp_2m", "euler", "extrapolated", "from_diffusers",
-    "guided", "heun", "latest", "noise_of", "open_reference", "parse_reference", "require", "require_fit",
-    "require_sight", "rollout", "samplers", "step", "student_of",
+    "Generator", "Gradient", "Guided", "Mixture", "Move", "Noised", "OneStep", "Routed", "Shaped", "Spec", "Split",
+    "Tally", "Told", "Verdict", "check", "ddim", "denoising_loss", "dpmpp_2m", "euler", "extrapolated",
+    "from_diffusers", "guided", "heun", "latest", "noise_of", "open_reference", "parse_reference", "require",
+    "require_fit", "require_sight", "rollout", "samplers", "step", "student_of",
 ]

@@ -14,6 +14,7 @@ from stillroom.paths import at_least_float32, convert
 from stillroom.settings import Refusal
 
 Move = Literal["renoise", "ode", "jump"]
+Gradient = Literal["none", "last", "exit", "all"]
 
 
 def step(denoiser: Denoises, x_t: Tensor, t: Tensor, s: Tensor, y: Tensor | None, move: Move,
@@ -35,13 +36,24 @@ def step(denoiser: Denoises, x_t: Tensor, t: Tensor, s: Tensor, y: Tensor | None
     return then.alpha * x0 + then.sigma * eps
 
 
-def rollout(denoisers: Sequence[Denoises], x: Tensor, times: Sequence[float], y: Tensor | None, move: Move,
-            eps: Callable[[int], Tensor]) -> Tensor:
-    """From times[0] to times[-1]; of several denoisers each takes one step. eps(k): noise of the k-th state."""
-    for k, (t, s) in enumerate(pairwise(times)):
+def rollout(denoisers: Sequence[Denoises], z: Tensor, times: Sequence[float], y: Tensor | None, move: Move,
+            eps: Callable[[int], Tensor], gradient: Gradient, leave: int | None = None) -> Tensor:
+    """From noise z at times[0] to times[-1]; of several denoisers each takes one step. eps(k): noise of the k-th state.
+
+    gradient: which steps carry one: none, the last, all, or the `exit`, step `leave`, which goes straight to the end.
+    """
+    if gradient == "exit":
+        assert leave is not None
+        times = (*times[: leave + 1], times[-1])
+    steps = list(pairwise(times))
+    first = {"none": len(steps), "last": len(steps) - 1, "exit": len(steps) - 1, "all": 0}[gradient]
+    x = denoisers[0].path.over(torch.full((len(z),), times[0], device=z.device), z).sigma * z
+    for k, (t, s) in enumerate(steps):
         each = denoisers[min(k, len(denoisers) - 1)]
         now, then = (torch.full((len(x),), u, device=x.device) for u in (t, s))
-        x = step(each, x, now, then, y, move, eps(k + 1) if move == "renoise" and s > 0 else torch.zeros_like(x))
+        noise = eps(k + 1) if move == "renoise" and s > 0 else torch.zeros_like(x)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and k >= first):
+            x = step(each, x, now, then, y, move, noise)
     return x
 
 
@@ -70,9 +82,7 @@ class FewStep(Generator):
         denoisers = [d for d in self.denoisers if isinstance(d, Denoiser)]
 
         def draw(noise: Noise, y: Tensor | None) -> Tensor:
-            z = noise(0)
-            start = denoisers[0].path.at(torch.tensor(times[0])).sigma * z
-            return rollout(denoisers, start.to(z.device), times, y, self.move, noise)
+            return rollout(denoisers, noise(0), times, y, self.move, noise, "all")
 
         return draw
 

@@ -41,6 +41,8 @@ class Settings(WithData):
     """Where the student of several steps is asked: at states of its own steps, or at noised data."""
     move: Literal["renoise", "ode"] = "renoise"
     """How it goes on from an answer: noised anew, or with the noise that the answer implies."""
+    gradient: Literal["exit", "last", "all"] = "exit"
+    """Which of its own steps carry it: one drawn, which answers x0 (DMD2), the last of them, or all."""
     weight: Weight = "residual"
     """Of the gap: one over the teacher's residual, sigma^2 between predictions of noise (VSD), or none between x0."""
     every: Count = 2
@@ -66,8 +68,7 @@ class DMD(Distillation):
 
     def __init__(self, settings: Settings, data=None):
         require_judge(settings)
-        if settings.student_steps == 1 and (settings.asked, settings.move) != (Settings.asked, Settings.move):
-            raise Refusal("asked, move: of a student of several steps; give --student-steps above 1, or leave them out")
+        require_steps(settings)
         super().__init__(settings, data)
         self.settings = settings
         self.student = self.begun()
@@ -121,21 +122,19 @@ class DMD(Distillation):
     # ---- the student's samples ----
 
     def chosen(self, turn) -> int:
-        """Which time of its plan the student is asked at."""
-        return int(turn.rand((1,), shared=True) * (len(self.plan) - 1))
+        """Which time of its plan the student is asked at for x0."""
+        steps = len(self.plan) - 1
+        return int(turn.rand((1,), shared=True) * steps) if self.settings.gradient == "exit" else steps - 1
 
     def generated(self, batch, turn) -> tuple[Tensor, Tensor | None]:
         """x0 as the student answers at one time of its plan, from what it is asked there; and its labels."""
         k = self.chosen(turn)
-        t = torch.full((turn.batch,), self.plan[k], device=self.device)
         if k and self.settings.asked == "noised":
             x, y = self.given(batch, turn)
+            t = torch.full((turn.batch,), self.plan[k], device=self.device)
             return self.student.x0(self.student.path.noise(x, t, turn.randn(x)), t, y), y
-        y, z = self.labels(turn), self.noise(turn)
-        start = self.student.path.over(torch.full_like(t, self.plan[0]), z).sigma * z
-        with torch.no_grad():
-            x_t = rollout([self.student], start, self.plan[: k + 1], y, self.settings.move, lambda _: turn.randn(z))
-        return self.student.x0(x_t, t, y), y
+        y, z, s = self.labels(turn), self.noise(turn), self.settings
+        return rollout([self.student], z, self.plan, y, s.move, lambda _: turn.randn(z), s.gradient, k), y
 
     # ---- what moves it, and what follows it ----
 
@@ -164,6 +163,16 @@ class DMD(Distillation):
 
     def generator(self):
         return generator_of(averaged(self.mean), self.flow, [self.plan], self.settings.move)
+
+
+def require_steps(s: Settings) -> None:
+    several = s.asked, s.move, s.gradient
+    if s.student_steps == 1 and several != (Settings.asked, Settings.move, Settings.gradient):
+        raise Refusal("asked, move, gradient: of a student of several steps; give --student-steps above 1, or leave "
+                      "them out")
+    if s.asked == "noised" and s.gradient != "exit":
+        raise Refusal(f"gradient {s.gradient}: of a student's own steps, and at noised data it makes none; leave it "
+                      "out, or give --asked simulated")
 
 
 def learns_to_judge(s: Settings) -> bool:

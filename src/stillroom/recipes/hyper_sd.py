@@ -35,7 +35,6 @@ import torch
 from torch import Tensor
 
 from stillroom.flows import Denoiser, denoising_loss, rollout
-from stillroom.flows.fewstep import step
 from stillroom.match import pseudo_huber
 from stillroom.paths import lower_edge
 from stillroom.recipes import consistency, module_of
@@ -146,12 +145,8 @@ class HyperSD(consistency.Consistency):
 
     def drawn(self, y: Tensor | None, turn) -> Tensor:
         """Samples as the student makes them in this stage, with the gradient of the last step."""
-        plan, z = self.plans[turn.stage], self.noise(turn)
-        t, end = (torch.full((len(z),), u, device=z.device) for u in plan[-2:])
-        start = self.student.path.over(torch.full_like(t, plan[0]), z).sigma * z
-        with torch.no_grad():
-            x = rollout([self.student], start, plan[:-1], y, self.jump, lambda _: z)
-        return step(self.student, x, t, end, y, self.jump)
+        z = self.noise(turn)
+        return rollout([self.student], z, self.plans[turn.stage], y, self.jump, lambda _: z, "last")
 
     def generator(self):
         own = self.settings.student_steps or self.settings.segments[-1]

@@ -26,7 +26,7 @@ from typing import ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from stillroom.flows import FewStep, rollout, step
+from stillroom.flows import FewStep, rollout
 from stillroom.match import direction, pseudo_target, squared_error
 from stillroom.paths import Coefficients, Law, LawName, between, sign_of, subinterval_target
 from stillroom.recipes._students import Distillation, Student, averaged, plans_of
@@ -115,13 +115,9 @@ class PhasedDMD(Distillation):
 
     def generated(self, phase: Phase, turn) -> tuple[Tensor, Tensor | None]:
         """x_s, the end of the phase, from noise: the steps before are those of the product's experts."""
-        y, z = self.labels(turn), self.noise(turn)
-        t, s = (torch.full((len(z),), u, device=z.device) for u in (phase.start, phase.end))
-        expert, before = self.experts[phase.k], [averaged(mean) for mean in self.means[: phase.k]]
-        start = expert.path.over(torch.ones_like(t), z).sigma * z
-        with torch.no_grad():
-            x_t = rollout(before, start, self.plan[: phase.k + 1], y, "ode", lambda _: z)
-        return step(expert, x_t, t, s, y, "ode"), y
+        y, z, k = self.labels(turn), self.noise(turn), phase.k
+        experts = [*(averaged(mean) for mean in self.means[:k]), self.experts[k]]
+        return rollout(experts, z, self.plan[: k + 2], y, "ode", lambda _: z, "last"), y
 
     # ---- at noise levels above s ----
 
