@@ -98,7 +98,7 @@ def others_of(data, label, n, seed):
 @pytest.mark.parametrize(("source", "more", "n", "p"), [
     (points, {}, 32, 16), (unlabelled, {"batch": 512, "support": 64}, 192, 64), (unlabelled, {}, 64, 16),
     (lambda: points(40), {}, 10, 10), (unlabelled, {"noising": "query", "batch": 300}, 240, 16),
-], ids=str)
+], ids=["labels", "a group larger than the bank", "no labels", "few samples", "query"])
 def test_field_and_floor_are_of_as_many_samples_and_positives(source, more, n, p):
     recipe, asked = made(source(), **more), []
     raw = recipe.raw
@@ -141,7 +141,7 @@ def test_a_floor_is_of_different_samples():
     (points(), {"strongest": 3.0, "plain": 0.0}, "no group of strength 1.*higher plain"),
     (unlabelled(3), {"bank": 16}, "a group of points has 3 different samples"),
     (unlabelled(3), {"bank": 16, "noising": "query"}, "a group of points has 3 different samples"),
-], ids=str)
+], ids=["guided", "few samples", "few for query"])
 def test_where_no_floor_can_be_told_a_line_says_so(data, more, says):
     recipe, turn = made(data, **more), turn_at(watched=True)
     recipe.losses(None, turn)
