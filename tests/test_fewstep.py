@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch import nn
 
 from closed_forms import shaken
 from stillroom.flows import Bare, Denoiser, FewStep, Gaussian, OneStep, Routed, ddim, noise_of, rollout, step
