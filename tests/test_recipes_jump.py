@@ -17,7 +17,7 @@ from stillroom.data import Tensors
 from stillroom.flows import Bare, Denoiser, Denoises, Gaussian, Told, ddim, guided, noise_of, step
 from stillroom.nets import MLP, Lora
 from stillroom.nets.embed import sinusoidal
-from stillroom.paths import VE, Cosine, Linear, Tabulated, expand, plan, shift
+from stillroom.paths import VE, Cosine, Linear, Tabulated, expand, plan, shift, uniform_grid
 from stillroom.recipes._adversary import Adversarial
 from stillroom.recipes.boot import BOOT, bootstrapped
 from stillroom.recipes.consistency import Consistency
@@ -25,7 +25,7 @@ from stillroom.recipes.decoupled_dmd import DecoupledDMD
 from stillroom.recipes.dmd import DMD
 from stillroom.recipes.flow import FlowMatching
 from stillroom.recipes.guidance_lora import GuidanceLora
-from stillroom.recipes.hyper_sd import HyperSD
+from stillroom.recipes.hyper_sd import HyperSD, edges_of
 from stillroom.recipes.msd import MSD
 from stillroom.recipes.sid import SiD
 from stillroom.recipes.swiftbrush import SwiftBrush
@@ -120,6 +120,38 @@ def test_the_flow_map_of_a_gaussian_is_consistent(teacher, path, segments):
     assert jump_loss(recipe, data, stage) < 1e-6
     recipe.student = g                                          # the ideal denoiser is no flow map
     assert jump_loss(recipe, data, stage) > 1e-2
+
+
+@pytest.mark.parametrize("path", [Linear(), Cosine()], ids=lambda p: type(p).__name__)
+@pytest.mark.parametrize("moved", [1.0, 2.0])
+def test_the_flow_map_is_consistent_in_segments_of_any_edges(teacher, path, moved):
+    """Some on the grid, some not; the teacher steps down to the edge where that lies within its step."""
+    g, n, told = gaussian(path, dim=2), 16, (1.0, 0.6, 0.25, 0.23, 0.0)
+    recipe = made(HyperSD, teacher, grid=n, edges=told, data="none")
+    recipe.flow.shift = moved
+    recipe.plans = dict.fromkeys(recipe.plans, edges_of(told, moved))
+    edges, grid = (torch.tensor(sorted(each), dtype=F64) for each in (edges_of(told, moved), uniform_grid(n, s=moved)))
+
+    def below(times):
+        return lambda t: times[torch.searchsorted(times, t.double() - 1e-6) - 1].to(t)
+
+    def nearer(t):
+        return torch.maximum(below(edges)(t), below(grid)(t))
+
+    recipe.ends, recipe.teacher, recipe.student = None, Arrives(g, nearer), Arrives(g, below(edges))
+    recipe.mean.module = recipe.student
+    data = g.draw(draws(256, 2))
+    assert jump_loss(recipe, data, "segments 4") < 1e-6
+    recipe.student = g                                          # the ideal denoiser is no flow map
+    assert jump_loss(recipe, data, "segments 4") > 1e-2
+
+
+def test_a_student_of_uneven_segments_trains_and_draws_along_them(tmp_path, teacher, data):
+    edges = (1.0, 0.7, 0.3, 0.0)
+    first, later = (stillroom.load(run(HyperSD, tmp_path / f"{steps}", teacher, steps=steps, edges=edges))
+                    for steps in (1, 300))
+    assert list(later.plans) == [3] and later.plans[3] == pytest.approx(edges) and later.move == "ode"
+    assert far(later, data) < 0.7 * far(first, data)
 
 
 def test_the_teachers_own_steps_are_consistent_to_second_order(teacher):
@@ -625,6 +657,10 @@ def test_a_resumed_run_ends_the_same(tmp_path, teacher, recipe):
 
 @pytest.mark.parametrize(("recipe", "more", "says"), [
     (HyperSD, {"segments": (2, 4)}, "falling numbers"), (HyperSD, {"segments": ()}, "falling numbers"),
+    (HyperSD, {"edges": (1.0, 0.2, 0.6, 0.0)}, "falling times from 1 to 0"),
+    (HyperSD, {"edges": (0.9, 0.2, 0.0)}, "edges 0.9, 0.2, 0: give falling times from 1 to 0"),
+    (HyperSD, {"edges": (1.0, 0.5, 0.0), "segments": (4, 2)}, "give one of them"),
+    (HyperSD, {"edges": (1.0, 0.5, 0.0), "student_steps": 4}, "student-steps 4: with segments 2"),
     (HyperSD, {"grid": 30}, "grid 30: 8 segments do not divide it"),
     (HyperSD, {"student_steps": 3}, "student-steps 3: with segments 8, 4, 2, 1"),
     (HyperSD, {"segments": (8, 4), "score_weight": 1.0}, "of the stage of one segment"),

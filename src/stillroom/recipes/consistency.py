@@ -28,6 +28,10 @@ from stillroom.settings import Count
 SERVED = (1, 2, 4, 8)
 
 
+ROUNDING = 1e-5
+"""Of a time on an edge, which is not to fall into the segment above."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Settings(WithData):
     student_steps: Count = 1
@@ -59,6 +63,7 @@ class Consistency(Distillation):
         i = (turn.rand((len(x),)) * n).floor().clamp(max=n - 1)                 # from (i + 1) / n to i / n
         t, s = (shift(k / n, self.flow.shift) for k in (i + 1, i))
         r = self.goal(t, turn)
+        s = torch.where(r - s > ROUNDING, r, s)                                 # no step of the teacher beyond the goal
         x_t = self.teacher.path.noise(x, t, turn.randn(x))
         with torch.no_grad():
             x_s = step(self.teacher, x_t, t, s, y, "ode")

@@ -26,7 +26,7 @@ Expect: K steps of a student whose stages end in K segments come where the teach
 longer. See the claim `hyper-sd`.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -36,16 +36,13 @@ from torch import Tensor
 
 from stillroom.flows import Denoiser, denoising_loss, rollout
 from stillroom.match import pseudo_huber
-from stillroom.paths import lower_edge
+from stillroom.paths import lower_edge, shift
 from stillroom.recipes import consistency, module_of
 from stillroom.recipes._adversary import Adversarial, Adversary
 from stillroom.recipes._students import averaged, generator_of, plans_of, score_gap, widened
-from stillroom.settings import Count, Natural, NotNegative, Optimizer, Refusal, Where
+from stillroom.settings import Count, Natural, NotNegative, Optimizer, Refusal, Share, Where
 from stillroom.train import Role, Stage, nothing
 from stillroom.train.recipe import Terms
-
-ROUNDING = 1e-5
-"""Of a time on an edge, which is not to fall into the segment above."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +53,9 @@ class Settings(consistency.Settings):
     segments: tuple[Count, ...] = (8, 4, 2, 1)
     """Of each stage; the steps of the run are parted equally among them. The last are those that the student serves
     best."""
+    edges: tuple[Share, ...] = ()
+    """Of the segments of one stage, in the place of `segments`: falling times from 1 to 0, before the teacher's shift.
+    They need not lie on the grid."""
     told: bool = False
     """Tell the network where its jump ends, so that one serves all of `segments`; each stage then keeps up those before
     it (ours). It needs a network with an input for a second time."""
@@ -78,7 +78,8 @@ class HyperSD(consistency.Consistency):
         s, shape = settings, self.flow.shape
         if s.told:
             self.jump = "jump"
-        self.plans = {f"segments {len(plan) - 1}": plan for plan in plans_of(self.flow, *s.segments)}
+        plans = [edges_of(s.edges, self.flow.shift)] if s.edges else plans_of(self.flow, *s.segments)
+        self.plans = {f"segments {len(plan) - 1}": plan for plan in plans}
         self.score_law = self.law(0.02, 0.98)
         self.adversary = Adversary(self.judge, s.adversarial, shape, self.score_law) if s.adversarial.weight else None
         self.reward = opened(s.reward, shape, self.flow.classes) if s.reward else None
@@ -108,7 +109,7 @@ class HyperSD(consistency.Consistency):
     def goal(self, t, turn):
         """The lower edge of this stage; for a network that is told it, of one of the stages so far."""
         last = list(self.plans).index(turn.stage)
-        edges = [lower_edge(t - ROUNDING, plan) for plan in list(self.plans.values())[: last + 1]]
+        edges = [lower_edge(t - consistency.ROUNDING, plan) for plan in list(self.plans.values())[: last + 1]]
         if not self.settings.told:
             return edges[last]
         chosen = (turn.rand(t) * len(edges)).long().clamp(max=last)
@@ -149,17 +150,33 @@ class HyperSD(consistency.Consistency):
         return rollout([self.student], z, self.plans[turn.stage], y, self.jump, lambda _: z, "last")
 
     def generator(self):
-        own = self.settings.student_steps or self.settings.segments[-1]
+        counts = counts_of(self.settings)
+        own = self.settings.student_steps or counts[-1]
         plans = sorted(self.plans.values(), key=lambda plan: len(plan) != own + 1)      # it first, then the others
-        answers_x0 = self.settings.segments[-1] == 1 and not self.settings.told
+        answers_x0 = counts[-1] == 1 and not self.settings.told
         return generator_of(averaged(self.mean), self.flow, plans, "renoise" if answers_x0 else self.jump)
 
 
+def edges_of(edges: Sequence[float], s: float) -> tuple[float, ...]:
+    """A plan of segments, shifted as the teacher's times."""
+    return tuple(shift(torch.tensor(edges, dtype=torch.float64), s).tolist())
+
+
+def counts_of(s: Settings) -> tuple[int, ...]:
+    """Segments of each stage."""
+    return (len(s.edges) - 1,) if s.edges else s.segments
+
+
 def require_segments(s: Settings) -> None:
-    k, told = s.segments, ", ".join(map(str, s.segments))
+    k, edges = counts_of(s), s.edges
+    told = ", ".join(map(str, k))
+    if edges and (list(edges) != sorted(set(edges), reverse=True) or (edges[0], edges[-1]) != (1, 0)):
+        raise Refusal(f"edges {', '.join(f'{e:g}' for e in edges)}: give falling times from 1 to 0, as 1 0.6 0.2 0")
+    if edges and s.segments != Settings.segments:
+        raise Refusal("edges and segments: both part the way; give one of them")
     if not k or list(k) != sorted(set(k), reverse=True):
         raise Refusal(f"segments {told or 'of no stage'}: give falling numbers, as 8 4 2 1")
-    if bad := [n for n in k if s.grid % n]:
+    if bad := [n for n in k if s.grid % n and not edges]:
         raise Refusal(f"grid {s.grid}: {bad[0]} segments do not divide it; give a multiple of all of {told}")
     if s.student_steps and s.student_steps not in k:
         raise Refusal(f"student-steps {s.student_steps}: with segments {told} the student takes one of these")
