@@ -95,7 +95,7 @@ def hungry(cifar: Callable[[], Any] | None, photographs: Callable[[], Any] | Non
         yield Pair(source, new, new, "rae, its encoder", rae.RAE, rae.Settings(**GIVEN))
     for source, new in small:
         yield Pair(source, new, new, "features", features.MaskedFeatures, features.Settings(**GIVEN, size=8))
-        yield Pair(source, new, new, "drifting", drifting.Drifting, drifting.Settings(**GIVEN, size=8))
+    yield Pair("digits 8", digits, digits, "drifting", drifting.Drifting, drifting.Settings(**GIVEN, size=8))
 
 
 def of_user(place: str, **how: Any) -> Callable[[], Any] | None:
