@@ -274,8 +274,8 @@ def test_adapters_and_their_average_hold_the_teachers_weights_once(recipe, more,
 
 
 def test_data_without_their_size_are_refused_in_a_line(teacher, tmp_path):
-    with pytest.raises(Refusal, match="size is missing: give the pixels a side of digits"):
-        start(DMD, DMD.Settings(out=tmp_path / "run", teacher=teacher, data="digits", steps=1, **PLAIN), "dmd")
+    with pytest.raises(Refusal, match="shapes: say how large its pictures shall be: --size PIXELS"):
+        start(DMD, DMD.Settings(out=tmp_path / "run", teacher=teacher, data="shapes", steps=1, **PLAIN), "dmd")
 
 
 @pytest.mark.parametrize(("recipe", "more"), [(DMD, {}), (Endpoint, {"pairs": 8}), (Drifting, {})])
