@@ -410,7 +410,8 @@ def once(x: Tensor) -> Tensor:
 
 def refuse_what_cannot_be(s: Settings, groups: int, classes: int | None) -> None:
     if s.batch % groups:
-        raise Refusal(f"batch = {s.batch} does not divide into {groups} groups of equal size")
+        raise Refusal(f"batch = {s.batch} does not divide into {groups} groups of equal size; give a multiple of "
+                      f"{groups}, or other --groups")
     if s.batch == groups:
         raise Refusal(f"batch = {s.batch} leaves one sample to each of {groups} groups, which nothing pushes")
     own = [f.name for f in dataclasses.fields(flows.Network) if getattr(s, f.name) != f.default]
