@@ -134,8 +134,14 @@ def measured(place: Path, jobs: int) -> dict[str, Any]:
         list(pool.map(run_of, *zip(*runs, strict=True)))
     return {"command": "python bench/digits.py --place FOLDER", "machine": machine(), "chosen": chosen,
             "validation": {m: {f"{rate:g}": said[m, rate] for rate in RATES} for m in METHODS},
-            "tables": [{"title": s.title, "columns": s.columns, "rows": s.rows(), "note": s.note}
+            "tables": [{"title": s.title, **of_runs(s.columns, s.rows()), "note": s.note}
                        for s in sheets(compared(place, chosen))]}
+
+
+def of_runs(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> dict[str, Any]:
+    """Without what is of the process: runs go after and beside each other there, and perhaps beside other work."""
+    kept = [i for i, name in enumerate(columns) if name not in ("wall time, s", "memory, GiB")]
+    return {"columns": [columns[i] for i in kept], "rows": [[row[0], *(row[1 + i] for i in kept)] for row in rows]}
 
 
 # ---- the page ----
@@ -155,8 +161,8 @@ def page(found: Mapping[str, Any]) -> str:
                       for rate, d in said.items())] for name, said in validation.items()]
     lines = ["# Every way to few steps, on the digits", "",
              f"`{found['command']}`, which says how; {m['processor']}, torch {m['torch']}. {UPDATES} updates of "
-             f"{BATCH} samples of every student, three seeds; wall times of two runs beside each other. Small networks "
-             "on small pictures: an order here says little of another.", "", "## The rate", "",
+             f"{BATCH} samples of every student, three seeds; what it cost is told in evaluations. Small networks on small "
+             "pictures: an order here says little of another.", "", "## The rate", "",
              f"Fréchet distance to validation pictures, one run (seed {CHOOSING}) of each; the least is chosen, and "
              "none stands where losses did not stay finite.", "",
              *table(["", *next(iter(validation.values()))], rates)]

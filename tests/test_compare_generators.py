@@ -661,3 +661,16 @@ def test_no_name_in_a_figure_covers_another():
     boxes = [Text.get_window_extent(text, canvas.get_renderer()) for text in axes.texts]
     assert len(boxes) == 5
     assert not any(a.overlaps(b) for a, b in combinations(boxes, 2))
+
+
+def test_names_stay_inside_the_axes_while_there_is_room():
+    figure, axes = plots._wide()
+    places = [(1.0, 0.1 + 0.001 * i, i) for i in range(6)] + [(2.0, 1.0 - 0.001 * i, i) for i in range(6, 12)]
+    axes.scatter([x for x, _, _ in places], [y for _, y, _ in places])
+    plots.named(axes, {"entries": [{"name": f"m{i}"} for i in range(12)]}, places)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    frame = axes.get_window_extent(canvas.get_renderer())
+    heights = [Text.get_window_extent(text, canvas.get_renderer()) for text in axes.texts]
+    assert all(frame.y0 <= (box.y0 + box.y1) / 2 <= frame.y1 for box in heights)
+    assert not any(a.overlaps(b) for a, b in combinations(heights, 2))

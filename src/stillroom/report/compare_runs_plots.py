@@ -93,7 +93,7 @@ class Name(NamedTuple):
 
 
 def named(axes: Axes, found: Found, places: Sequence[tuple[float, float, int]]) -> None:
-    """Names beside their dots, moved apart in height where one would reach into another."""
+    """Names beside their dots, inside the axes, and apart in height where one would reach into another."""
     axes.autoscale_view()
     where = axes.transData + axes.transAxes.inverted()
     names = list[Name]()
@@ -107,11 +107,24 @@ def named(axes: Axes, found: Found, places: Sequence[tuple[float, float, int]]) 
         else:
             columns.append([name])
     for column in columns:
-        for name, at in zip(column, apart([name.y for name in column], LINE), strict=True):
+        for name, at in zip(column, kept_inside(apart([name.y for name in column], LINE), LINE), strict=True):
             line = {"arrowstyle": "-", "color": name.colour, "linewidth": 0.6, "shrinkA": 0, "shrinkB": 3}
             axes.annotate(name.text, (name.x, name.y), (name.x + name.side * GAP, at), xycoords="axes fraction",
                           textcoords="axes fraction", va="center", ha="left" if name.side > 0 else "right",
                           size=SMALL + 0.5, color=name.colour, parse_math=False, arrowprops=line)
+
+
+def kept_inside(places: Sequence[float], gap: float) -> list[float]:
+    """The same heights, `gap` apart, above the foot of the axes and below their head, as long as there is room."""
+    order, kept = sorted(range(len(places)), key=lambda i: places[i]), [*places]
+    least, most = gap / 2, 1.0
+    for i in order:
+        kept[i] = max(kept[i], least)
+        least = kept[i] + gap
+    for i in reversed(order):
+        kept[i] = min(kept[i], most)
+        most = kept[i] - gap
+    return kept
 
 
 def _floor(axes: Axes, found: Found) -> None:
