@@ -161,8 +161,8 @@ def page(found: Mapping[str, Any]) -> str:
                       for rate, d in said.items())] for name, said in validation.items()]
     lines = ["# Every way to few steps, on the digits", "",
              f"`{found['command']}`, which says how; {m['processor']}, torch {m['torch']}. {UPDATES} updates of "
-             f"{BATCH} samples of every student, three seeds; what it cost is told in evaluations. Small networks on small "
-             "pictures: an order here says little of another.", "", "## The rate", "",
+             f"{BATCH} samples of every student, three seeds; what it cost is told in evaluations. Small networks "
+             "on small pictures: an order here says little of another.", "", "## The rate", "",
              f"Fréchet distance to validation pictures, one run (seed {CHOOSING}) of each; the least is chosen, and "
              "none stands where losses did not stay finite.", "",
              *table(["", *next(iter(validation.values()))], rates)]
