@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from stillroom.cli.main import main
 from stillroom.data import Batch, Encoding, LatentSpace, write_latents
 from stillroom.recipes import find
-from stillroom.settings import from_mapping
+from stillroom.settings import Refusal, from_mapping
 from stillroom.train.run import sources_of
 
 NET = ["--net", "dit", "--width", "16", "--depth", "1", "--patch", "1", "--steps", "6", "--batch", "16", "--size", "8",
@@ -119,6 +119,8 @@ def test_sizes_that_cannot_be(tmp_path, capsys, words, said):
     assert said in capsys.readouterr().err
 
 
-def test_settings_of_before_that_say_no_size_are_read():
-    of_before = from_mapping(find("dmd").Settings, {"out": "o", "teacher": "t", "data": "digits", "size": 0}, "file")
-    assert sources_of(find("dmd"), of_before, None)["data"].shape == (1, 8, 8)
+def test_students_sizes_are_those_of_any_data():
+    told = {"out": "o", "teacher": "t", "data": "digits"}
+    assert sources_of(find("dmd"), from_mapping(find("dmd").Settings, told, "file"), None)["data"].shape == (1, 8, 8)
+    with pytest.raises(Refusal, match="size: 0 must be at least 1"):
+        from_mapping(find("dmd").Settings, {**told, "size": 0}, "file")

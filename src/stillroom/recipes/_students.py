@@ -62,8 +62,6 @@ class WithData(Student, Images):
     """Of a student that is better off with data, and takes samples of its teacher for them where there are none."""
 
     data: Where = "none"
-    size: Natural | None = None     # runs of before have 0 in their settings where none was given
-    """Pixels a side of the squares. Latent stores and digits have a size of their own."""
     teacher_samples: Count = 5000
     """Drawn once, in the place of data."""
 

@@ -45,8 +45,7 @@ def sources_of(make: Make, settings: Run, given: Mapping[str, Any] | None) -> di
         elif getattr(settings, name, "") == NOTHING:
             continue
         elif isinstance(settings, Images):
-            place, size = getattr(settings, name), settings.size or None
-            out[name] = open_source(dataclasses.replace(settings, data=place, size=size))
+            out[name] = open_source(dataclasses.replace(settings, data=getattr(settings, name)))
         else:
             raise Refusal(f"input {name!r} is missing: give it, or extend settings.Images to open it by path")
     return out
