@@ -15,13 +15,17 @@ from PIL import Image
 
 from command import complaint, printed, stillroom
 from stillroom import train
-from stillroom.cli import compare, comparison, comparison_data
-from stillroom.cli.evaluation import Space
+from stillroom.cli import progress
 from stillroom.codecs import Codec, fit_klt
 from stillroom.data import Tensors, open_source, sample
 from stillroom.flows import Denoiser, Flow, Gaussian
 from stillroom.flows.gate import BINS
 from stillroom.flows.references import gaussian
+from stillroom.judge import codecs as comparison
+from stillroom.judge import pictures, priors
+from stillroom.judge.asked import OfCodecs
+from stillroom.judge.evaluation import Space
+from stillroom.judge.measures import distance_to, moves, probes, reconstruction
 from stillroom.measure.distances import sliced_wasserstein
 from stillroom.measure.frechet import Moments
 from stillroom.measure.images import psnr
@@ -31,8 +35,6 @@ from stillroom.paths import Linear
 from stillroom.recipes.flow import FlowMatching
 from stillroom.report import compare as report
 from stillroom.report import compare_plots as plots
-from stillroom.report import compare_prior as priors
-from stillroom.report.compare_measures import distance_to, moves, probes, reconstruction
 from stillroom.report.compare_words import clear_distance, clear_psnr, front
 from stillroom.report.words import number
 from stillroom.settings import Images, Refusal
@@ -65,7 +67,7 @@ def made(place: Path, codec: Codec) -> Path:
 
 
 def budget(**asked) -> priors.Budget:
-    return comparison.budget_of(compare.Settings(data="digits", **asked))
+    return comparison.budget_of(OfCodecs(data="digits", **asked))
 
 
 def digits(n: int, split: str = "train") -> torch.Tensor:
@@ -98,7 +100,7 @@ def counted(monkeypatch):
         return call
 
     for place, name in ((train, "start"), (train, "resume"), (priors, "generation"), (Codec, "encode"),
-                        (comparison_data, "pooled")):
+                        (pictures, "pooled")):
         monkeypatch.setattr(place, name, counting(name, getattr(place, name)))
     return done
 
@@ -396,7 +398,7 @@ def test_killed_in_a_prior_it_goes_on_to_the_same_end(codecs, tmp_path, counted,
                 raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(comparison, "watch_for", lambda quiet: Stops())
+        patched.setattr(progress, "watch_for", lambda quiet: Stops())
         assert stillroom("compare", codecs["coarse"], TINY, "--out", cut).code == 130
     with monkeypatch.context() as patched:
         patched.setattr(priors, "generation", lambda *_: 1 / 0)
@@ -419,7 +421,7 @@ def test_a_part_is_named_by_all_its_pixels_labels_and_classes():
     rows = torch.arange(70)
 
     def digest(x, y=y, classes=("a", "b"), rows=rows):
-        return comparison_data.Part(Tensors(x, y, classes, "given"), rows).digest
+        return pictures.Part(Tensors(x, y, classes, "given"), rows).digest
 
     last, relabelled = x.clone(), y.clone()
     last[-1, -1, -1, -1] += 1
@@ -433,11 +435,11 @@ def test_pictures_that_could_not_be_read_are_told_once(tmp_path):
     for i in range(80):
         Image.new("RGB", (8, 8), (3 * i, 0, 9)).save(tmp_path / f"{i:02}.png")
     (tmp_path / "05.png").write_bytes(b"")
-    asked = compare.Settings(data=str(tmp_path), size=8, n=40, pictures=40, bad_share=0.1)
-    learned, held, _ = comparison_data.pictures_of(asked)
+    asked = OfCodecs(data=str(tmp_path), size=8, n=40, pictures=40, bad_share=0.1)
+    learned, held, _ = pictures.pictures_of(asked)
     space, told = Space("pixels", lambda x: x.flatten(1)), list[str]()
     for _ in range(2):
-        comparison_data.real_features(tmp_path, learned, held, space, told.append)
+        pictures.real_features(tmp_path, learned, held, space, told.append)
     line = (f"{tmp_path}: 1 of 80 pictures seen could not be read, and others took their place: {tmp_path}/05.png "
             "(empty)")
     assert [text for text in told if "could not be read" in text] == [line] * 2
@@ -454,11 +456,11 @@ def test_pictures_without_labels_say_so(codecs, tmp_path):
 
 
 def test_of_a_mixture_held_out_pictures_are_those_of_its_test_splits():
-    asked = compare.Settings(data="leaves+0.5*shapes", size=8, n=40, pictures=60)
-    learned, held, _ = comparison_data.pictures_of(asked)
+    asked = OfCodecs(data="leaves+0.5*shapes", size=8, n=40, pictures=60)
+    learned, held, _ = pictures.pictures_of(asked)
     assert held.name == "leaves:test+0.5*shapes:test" and len(held) == 40 and len(learned) == 60
     with pytest.raises(Refusal, match="leaves:test has no test split"):
-        comparison_data.pictures_of(dataclasses.replace(asked, data="leaves:test+shapes"))
+        pictures.pictures_of(dataclasses.replace(asked, data="leaves:test+shapes"))
 
 
 def test_a_folder_of_classes_is_set_aside_in_part(codecs, tmp_path):
@@ -485,8 +487,8 @@ def test_features_of_a_run_are_the_common_space(codecs, tmp_path):
     assert made.code == 0, made.err
     compared(codecs["coarse"], TINY, "--features", run, "--out", tmp_path / "out")
     assert found_in(tmp_path / "out")["about"]["space"].startswith("features ")
-    asked = compare.Settings(data="digits", n=40, pictures=40, features=str(run))
-    part = comparison_data.pictures_of(asked)[0]
+    asked = OfCodecs(data="digits", n=40, pictures=40, features=str(run))
+    part = pictures.pictures_of(asked)[0]
     x, net = part.first(40), train.load(run)
     for net_of, of in (("digits", x), ("leaves", x.expand(-1, 3, -1, -1))):        # grey in what the net takes
         if net_of == "leaves":
@@ -494,7 +496,7 @@ def test_features_of_a_run_are_the_common_space(codecs, tmp_path):
                              "--out", tmp_path / "colour")
             assert made.code == 0, made.err
             net, asked = train.load(tmp_path / "colour"), dataclasses.replace(asked, features=str(tmp_path / "colour"))
-        space = comparison_data.space_of(asked, part, torch.device("cpu"))
+        space = pictures.space_of(asked, part, torch.device("cpu"))
         assert torch.allclose(space.of(x.expand(-1, 3, -1, -1)), net.pooled(of).detach(), atol=1e-5)
     weights = tmp_path / "none.pth"
     b = tmp_path / "b"

@@ -21,12 +21,12 @@ from PIL import Image
 from command import complaint, files, printed
 from command import stillroom as called
 from stillroom import train
-from stillroom.cli import comparison_runs
-from stillroom.cli.evaluate import Settings as Asked
-from stillroom.cli.sides import open_real
 from stillroom.codecs import Codec
 from stillroom.data import LatentSpace, Tensors, digits
 from stillroom.flows import Denoiser, Flow, Mixture, OneStep
+from stillroom.judge import runs as compared_runs
+from stillroom.judge.asked import Evaluation
+from stillroom.judge.sides import open_real
 from stillroom.measure.distances import paired_error
 from stillroom.measure.diversity import contrast, relative_spread, saturated, spread_within
 from stillroom.measure.images import as_8bit
@@ -116,7 +116,7 @@ def test_figures_are_those_of_the_samples_themselves(both, home):
     pair = paired_error(x, teacher.sample(60), y)
     assert math.isclose(run["paired"]["rms"], pair.rms, rel_tol=1e-5)
     assert math.isclose(run["paired"]["relative"], pair.relative, rel_tol=1e-5)
-    reference = teacher.sample(400, comparison_runs.seed_of(0, "reference"))
+    reference = teacher.sample(400, compared_runs.seed_of(0, "reference"))
     told = panel(x, reference)
     (space,) = run["spaces"].values()
     assert all(math.isclose(space[k], told[k], rel_tol=1e-4, abs_tol=1e-5) for k in told)
@@ -200,7 +200,7 @@ def test_a_spread_is_held_against_one_of_its_kind():
     x = x + 10 * y[:, None]
     assert relative_spread(x, y, x, None) == relative_spread(x, None, x, y) == pytest.approx(1)
     for mine, law, said in ((y, None, 1), (None, y, 1), (alone, y, 1), (y, y, 0), (None, None, 0)):
-        assert len(comparison_runs.taken_together(mine, SimpleNamespace(law=law, teacher=None))) == said
+        assert len(compared_runs.taken_together(mine, SimpleNamespace(law=law, teacher=None))) == said
 
 
 def test_saturation_is_what_lies_at_the_ends():
@@ -225,7 +225,7 @@ def test_points_stand_beside_points_and_generators(home, tmp_path):
     told = compared(vsd, sds, home / "mixed", N, "--seed 3 --out", tmp_path / "out")
     found = found_in(tmp_path / "out")
     runs = {entry["name"]: entry["runs"][0] for entry in found["entries"]}
-    reference, _ = open_real(Asked(data="ring:4:0.1", reference=400, n=50), 1, 50)
+    reference, _ = open_real(Evaluation(data="ring:4:0.1", reference=400, n=50), 1, 50)
     real = torch.cat([x for x, _ in reference.batches(None)])
     for name, run in runs.items():
         assert run["n"] == 50 == found["about"]["n"] and run["modes"]["of"] == 4
@@ -297,7 +297,7 @@ def test_a_run_of_an_own_recipe_stands_beside_others(home, tmp_path):
     found = found_in(tmp_path / "out")
     own, mixed = (entry["runs"][0] for entry in found["entries"])
     assert own["cost"]["recipe"] == "Mine" and own["cost"]["steps"] == 3 and own["evaluations"] == 1
-    reference, _ = open_real(Asked(data="ring:4:0.1", reference=400, n=60), 1, 60)
+    reference, _ = open_real(Evaluation(data="ring:4:0.1", reference=400, n=60), 1, 60)
     told = panel(train.load(tmp_path / "Mine").sample(60), torch.cat([x for x, _ in reference.batches(None)]))
     assert math.isclose(next(iter(own["spaces"].values()))["sliced_w2"], told["sliced_w2"], rel_tol=1e-4)
     assert own["modes"] and own["paired"] and mixed["spaces"].keys() == own["spaces"].keys()
@@ -449,13 +449,13 @@ def test_a_page_can_be_named_and_has_its_folder_beside_it(home, tmp_path):
 
 def test_a_second_comparison_measures_nothing_and_one_more_run_only_adds(home, tmp_path, monkeypatch):
     done: list[str] = []
-    real = comparison_runs.Table.measure
+    real = compared_runs.Table.measure
 
     def counting(self, side, guidance):
         done.append(side.name)
         return real(self, side, guidance)
 
-    monkeypatch.setattr(comparison_runs.Table, "measure", counting)
+    monkeypatch.setattr(compared_runs.Table, "measure", counting)
     compared(home / "a", N, "--out", tmp_path)
     assert len(done) == 1 + 1 + 4                                       # the floor, the run, four numbers of steps
     before = found_in(tmp_path)
@@ -474,8 +474,8 @@ def test_a_second_comparison_measures_nothing_and_one_more_run_only_adds(home, t
 def measured(monkeypatch):
     """Names of the sides that were measured."""
     done: list[str] = []
-    real = comparison_runs.Table.measure
-    monkeypatch.setattr(comparison_runs.Table, "measure", lambda self, side, guidance: (
+    real = compared_runs.Table.measure
+    monkeypatch.setattr(compared_runs.Table, "measure", lambda self, side, guidance: (
         done.append(side.name), real(self, side, guidance))[1])
     return done
 
@@ -500,13 +500,13 @@ def test_another_sampler_of_the_same_weights_is_measured_anew(home, tmp_path, me
 def test_other_labels_of_the_same_pictures_are_measured_anew(home, tmp_path, measured, monkeypatch):
     words = (home / "grey", "--data digits --n 40 --quiet --out", tmp_path)
     compared(*words)
-    real = comparison_runs.gathered
+    real = compared_runs.gathered
 
     def relabelled(*sides):
         vectors, y = real(*sides)
         return vectors, None if y is None else y.flip(0)
 
-    monkeypatch.setattr(comparison_runs, "gathered", relabelled)
+    monkeypatch.setattr(compared_runs, "gathered", relabelled)
     measured.clear()
     compared(*words)
     assert len(measured) == 2                                           # the floor, and the run

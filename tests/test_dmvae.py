@@ -16,13 +16,14 @@ from command import refused, stillroom
 from pipelines import folder_of, prompts_file
 from stepping import same, state, steps_of, trainer_of
 from stillroom import match
-from stillroom.cli import compare, comparison
-from stillroom.cli.comparison_data import pictures_of
 from stillroom.codecs import Codec, fingerprint
 from stillroom.codecs.tokens import TokenEncoder
 from stillroom.data import Batch, Tensors, open_source, sample
 from stillroom.flows import Denoiser, Flow, denoising_loss
 from stillroom.flows.references import gaussian
+from stillroom.judge import codecs as comparison
+from stillroom.judge.asked import OfCodecs
+from stillroom.judge.pictures import pictures_of
 from stillroom.nets import MLP, Lora
 from stillroom.paths import Linear, Shifted, Uniform, dimension_shift, law_of
 from stillroom.recipes._masking import Own
@@ -451,7 +452,7 @@ def exactly(run, base, seed=5):
 
 
 def compared(place, z, out, **more):
-    asked = compare.Settings(data="digits", size=8, out=out, device="cpu", **more)
+    asked = OfCodecs(data="digits", size=8, out=out, device="cpu", **more)
     learned, held, _ = pictures_of(asked)
     entry = comparison.opened([f"it={place}"], asked, learned)[0]
     table = SimpleNamespace(learned=learned, held=held, settings=asked, device=torch.device("cpu"))
@@ -481,7 +482,7 @@ def test_a_comparison_says_what_it_cannot_find_of_a_reference(tmp_path, x, codec
         place.write_text(json.dumps({**content, "card": {**content["card"], **more}}))
 
     def opened(**more):
-        asked = compare.Settings(data="digits", size=8, out=tmp_path / "out", **more)
+        asked = OfCodecs(data="digits", size=8, out=tmp_path / "out", **more)
         return comparison.opened([f"it={run}"], asked, pictures_of(asked)[0])[0].reference
 
     assert opened().seed == 0 and opened().base is not None and opened(reference=("it=none",)) is None

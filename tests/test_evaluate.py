@@ -12,14 +12,14 @@ from PIL import Image
 from torch import nn
 
 from command import stillroom
-from stillroom.cli import evaluation
-from stillroom.cli.evaluate import Settings
 from stillroom.cli.main import COMMANDS
-from stillroom.cli.sides import open_real
-from stillroom.cli.sides import test_split_of as split_of
 from stillroom.codecs import Codec, fingerprint
 from stillroom.data import Batch, Encoding, Latents, LatentSpace, digits, write_latents
 from stillroom.flows import Denoiser, Flow, OneStep
+from stillroom.judge import evaluation
+from stillroom.judge.asked import Evaluation
+from stillroom.judge.sides import open_real
+from stillroom.judge.sides import test_split_of as split_of
 from stillroom.measure import METRICS, Moments, Statistics, as_8bit, distance_between
 from stillroom.measure.metrics import halves
 from stillroom.measure.reference import INCEPTION, read_statistics
@@ -226,15 +226,15 @@ def test_fresh_ones_of_a_mixture_are_none_of_its_reference(tmp_path):
     for i, (name, count) in enumerate({"a/train": 20, "a/test": 12, "b/train": 5, "b/test": 4, "c": 9}.items()):
         photographs(tmp_path / name, count, i)
     a, b, c = (str(tmp_path / name) for name in "abc")
-    reference, fresh = open_real(Settings(data=f"{a}+0.25*{b}"), 8, 12)
+    reference, fresh = open_real(Evaluation(data=f"{a}+0.25*{b}"), 8, 12)
     assert fresh.name == f"{a}:test+0.25*{b}:test" and len(items(fresh)) >= 10
     assert not items(reference) & items(fresh)
     assert split_of("photos+0.125*leaves:train") == "photos:test+0.125*leaves:test"
     assert split_of("2*photos") == "photos:test" and split_of("ring:8:0.1") is None
     for part, spec in {c: f"{a}+{c}", "leaves:test": "photos+leaves:test"}.items():
         with pytest.raises(Refusal, match=f"{part} has no test split.*--heldout"):
-            open_real(Settings(data=spec), 8, 12)
-    reference, fresh = open_real(Settings(data=f"{a}+{c}", heldout=f"{b}:test"), 8, 12)
+            open_real(Evaluation(data=spec), 8, 12)
+    reference, fresh = open_real(Evaluation(data=f"{a}+{c}", heldout=f"{b}:test"), 8, 12)
     assert not items(reference) & items(fresh)
 
 

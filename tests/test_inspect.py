@@ -12,10 +12,11 @@ from PIL import Image
 
 from command import TINY, complaint, printed, stillroom
 from stillroom.claims.drifting_scatter import SETTINGS
-from stillroom.cli import inspect
 from stillroom.codecs.klt import fit_klt
 from stillroom.data import Batch, Encoding, LatentSpace, write_latents
 from stillroom.flows import Denoiser, FewStep, Flow, Gaussian, OneStep
+from stillroom.judge.asked import Inspection
+from stillroom.judge.inspection import followed
 from stillroom.measure.groups import FAILS, WORKS
 from stillroom.nets import MLP, DiT
 from stillroom.paths import VE, Cosine, Linear
@@ -165,11 +166,11 @@ def test_a_flow_and_a_generator_are_measured_by_their_samples(tmp_path):
 
 def test_trajectories_are_those_of_the_linear_path_whatever_the_flows_own():
     """The same Gaussian on three paths: its flow between noise and data is one and the same map."""
-    settings = inspect.Settings(flow_steps=60, flow_samples=32)
+    settings = Inspection(flow_steps=60, flow_samples=32)
     found = []
     for path in (Linear(), Cosine(), VE()):
         denoiser = Gaussian(torch.zeros(3), torch.diag(torch.tensor([1.0, 0.25, 0.04])), path)
-        found.append(inspect.followed(Flow(denoiser, (3,)), settings))
+        found.append(followed(Flow(denoiser, (3,)), settings))
     for other in found[1:]:
         assert other.path_ratio == pytest.approx(found[0].path_ratio, rel=0.02)
         assert other.straightness == pytest.approx(found[0].straightness, rel=0.05)

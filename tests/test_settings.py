@@ -13,9 +13,9 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from stillroom.cli.compare import Settings as OfCodecs
 from stillroom.cli.flags import flags_of, parse
 from stillroom.cli.sample import Settings as Sample
+from stillroom.judge.asked import OfCodecs
 from stillroom.recipes.flow import Settings as Flow
 from stillroom.recipes.sds import Settings as SDS
 from stillroom.recipes.vsd import Settings as VSD

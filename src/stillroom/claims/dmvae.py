@@ -36,13 +36,13 @@ from stillroom.claims.run import run_in
 from stillroom.codecs import Codec
 from stillroom.codecs.store import write_store
 from stillroom.data import open_source
+from stillroom.judge.priors import flow_after, marks
 from stillroom.measure import panel, psnr
 from stillroom.recipes._masking import Own
 from stillroom.recipes.dmvae import DMVAE, ScoreNet
 from stillroom.recipes.flow import FlowMatching
 from stillroom.recipes.rae import RAE
 from stillroom.recipes.tokenizer import Tokenizer
-from stillroom.report.compare_prior import flow_after, marks
 from stillroom.settings import Images, Optimizer
 
 N, STEPS, PRIOR, MATCHING = 1500, 1500, 1200, 3000

@@ -52,9 +52,9 @@ def run(word: str, arguments: list[str]) -> int:
     if "prompts" in given_flags(arguments):
         return run_prompts(arguments)
     settings = parse(Settings, arguments, "stillroom cache", ABOUT)
-    from stillroom.cli.draws import codec_at
     from stillroom.codecs.store import write_store
     from stillroom.data import open_source, unreadable
+    from stillroom.judge.places import codec_at
     from stillroom.train.world import pick_device
 
     settings = dataclasses.replace(settings, size=settings.size or size_of(settings.codec))

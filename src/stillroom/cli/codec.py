@@ -36,7 +36,7 @@ def run(word: str, arguments: list[str]) -> int:
     if word == "decode" and settings.scale is not None:
         raise Refusal("decode knows the scale from the file: leave out --scale")
     places = outputs(files, settings.out, ".safetensors" if word == "encode" else ".png", settings.codec)
-    from stillroom.cli.draws import codec_at
+    from stillroom.judge.places import codec_at
     from stillroom.train.world import pick_device
 
     codec = codec_at(settings.codec).to(pick_device(settings.device))

@@ -39,8 +39,8 @@ def run(word: str, arguments: list[str]) -> int:
         return 0
     if settings.teacher:
         raise Refusal(f"{arguments[0]}: --teacher is for generators and flows; leave it out")
-    from stillroom.cli.draws import codec_at
     from stillroom.codecs.export import to_diffusers, to_onnx, to_taesd
+    from stillroom.judge.places import codec_at
 
     write = {"diffusers": to_diffusers, "taesd": to_taesd, "onnx": to_onnx}[settings.to]
     codec, card, rows = codec_at(arguments[0]), card_of(Path(arguments[0])), figures_of(Path(arguments[0]))
@@ -49,8 +49,8 @@ def run(word: str, arguments: list[str]) -> int:
 
 
 def export_student(place: str, kind: str, settings: Settings) -> Path:
-    from stillroom.cli.draws import know_recipe
     from stillroom.flows.export import to_pipeline
+    from stillroom.judge.places import know_recipe
     from stillroom.train.product import load_product
     from stillroom.train.teacher import pipeline_of
 

@@ -1,8 +1,6 @@
 """How a run looks on a terminal: a bar with the time left, and the latest terms. Elsewhere, plain lines."""
 
 import sys
-from collections.abc import Callable
-from functools import partial
 
 from stillroom.train.watch import Lines, Silent, Watch, terms_of
 
@@ -31,10 +29,6 @@ class Bar(Silent):
 
     def ended(self):
         self.progress.stop()
-
-
-def teller(quiet: bool) -> Callable[[str], None]:
-    return (lambda text: None) if quiet else partial(print, file=sys.stderr, flush=True)
 
 
 def watch_for(quiet: bool) -> Watch:

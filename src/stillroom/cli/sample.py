@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stillroom.cli.draws import Drawing, Draws, open_draws
 from stillroom.cli.flags import parse
+from stillroom.judge.asked import Drawing
+from stillroom.judge.draws import Draws, open_draws
 from stillroom.settings import Count, Natural, Refusal
 
 SHEET = 64              # samples of --grid, at most

@@ -10,39 +10,36 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from stillroom import train
-from stillroom.cli.comparison_data import AT_ONCE, SHOWN, Part, pictures_of, real_features, space_of, told
-from stillroom.cli.draws import built, codec_at
-from stillroom.cli.evaluation import Space
-from stillroom.cli.progress import teller, watch_for
-from stillroom.cli.sides import replaced
 from stillroom.codecs import Codec, fingerprint, require_multiple
 from stillroom.data import Batch, Encoding, Latents, LatentSpace, write_latents
 from stillroom.flows import Flow
 from stillroom.flows.prompts import digest_of
 from stillroom.flows.references import open_reference, parse_reference
+from stillroom.judge import measures, priors
+from stillroom.judge.asked import OfCodecs
+from stillroom.judge.draws import built
+from stillroom.judge.evaluation import Space
+from stillroom.judge.measures import MOVED, VECTORS, plain, rgb
+from stillroom.judge.pictures import AT_ONCE, SHOWN, Part, pictures_of, real_features, space_of, told
+from stillroom.judge.places import codec_at
+from stillroom.judge.priors import Budget, patch_for
+from stillroom.judge.sides import replaced
 from stillroom.measure.metrics import is_few
 from stillroom.measure.perceptual import Lpips, lpips_in
 from stillroom.measure.portrait import said
 from stillroom.measure.spectral import spectral_slope
-from stillroom.report import compare_measures as measures
-from stillroom.report import compare_prior as priors
-from stillroom.report.compare_measures import MOVED, VECTORS, plain, rgb
-from stillroom.report.compare_prior import Budget, patch_for
 from stillroom.report.compare_words import front
 from stillroom.settings import Refusal, nearest, to_mapping
 from stillroom.settings.files import read_json, sha256, write_atomically
 from stillroom.train.pictures import grid
 from stillroom.train.teacher import is_ours, open_teacher
 from stillroom.train.world import pick_device
-
-if TYPE_CHECKING:
-    from stillroom.cli.compare import Settings
 
 LEAST, SHARDS = 64, 256     # latents a file at least, and files at most, about: what is killed loses one file's
 JUDGED = 512            # held-out latents on which a prior's loss is taken
@@ -83,12 +80,11 @@ class Table:
     weights: Mapping[str, str]  # of LPIPS: digests
     budget: Budget
     device: torch.device
-    settings: "Settings"
-    tell: Callable[[str], None]
-    quiet: bool
+    settings: OfCodecs
+    watch: train.Watch
 
 
-def compare(specs: Sequence[str], settings: "Settings", quiet: bool = False) -> dict[str, Any]:
+def compare(specs: Sequence[str], settings: OfCodecs, watch: train.Watch) -> dict[str, Any]:
     """Everything measured, as compare.json holds it."""
     if settings.steps < priors.LEAST:
         raise Refusal(f"--steps {settings.steps}: a prior is looked at after a quarter of them; give {priors.LEAST} or "
@@ -100,10 +96,9 @@ def compare(specs: Sequence[str], settings: "Settings", quiet: bool = False) -> 
     lpips = lpips_in(Path(settings.lpips)) if settings.lpips else {}
     weights = {net: digest_of(distance.state_dict()) for net, distance in lpips.items()}
     settings.out.mkdir(parents=True, exist_ok=True)
-    tell = teller(quiet)
-    real, fresh = real_features(settings.out, learned, held, space, tell)
+    real, fresh = real_features(settings.out, learned, held, space, watch.note)
     floor = priors.against(fresh, real, settings.seed)
-    table = Table(learned, held, crop, space, real, lpips, weights, budget, device, settings, tell, quiet)
+    table = Table(learned, held, crop, space, real, lpips, weights, budget, device, settings, watch)
     grid(rgb(held.first(SHOWN)), columns=SHOWN // 2).save(settings.out / "originals.png")
     found = [measured(entry, table) for entry in entries]
     about = {
@@ -116,13 +111,13 @@ def compare(specs: Sequence[str], settings: "Settings", quiet: bool = False) -> 
     return {"about": about, "settings": to_mapping(settings), "codecs": found, "front": front(found, floor)}
 
 
-def budget_of(s: "Settings") -> Budget:
+def budget_of(s: OfCodecs) -> Budget:
     return Budget(s.steps, s.batch, s.width, s.depth, s.tokens, s.rate, s.seed)
 
 
 # ---- codecs ----
 
-def opened(specs: Sequence[str], settings: "Settings", learned: Part) -> list[Entry]:
+def opened(specs: Sequence[str], settings: OfCodecs, learned: Part) -> list[Entry]:
     """Every codec under a name of its own, refused here if it cannot be compared: before anything is trained."""
     named = [called(spec) for spec in specs]
     names = [name for name, _ in named]
@@ -157,7 +152,7 @@ def called(spec: str) -> tuple[str, str]:
     return re.sub(r"[^\w.-]+", "-", stem).strip("-.") or "codec", spec
 
 
-def references_of(settings: "Settings", names: Sequence[str]) -> dict[str, str]:
+def references_of(settings: OfCodecs, names: Sequence[str]) -> dict[str, str]:
     found: dict[str, str] = {}
     for text in settings.reference:
         name, equals, spec = text.partition("=")
@@ -170,7 +165,7 @@ def references_of(settings: "Settings", names: Sequence[str]) -> dict[str, str]:
     return found
 
 
-def bases_of(settings: "Settings", names: Sequence[str]) -> dict[str, str]:
+def bases_of(settings: OfCodecs, names: Sequence[str]) -> dict[str, str]:
     found: dict[str, str] = {}
     for text in settings.base:
         name, equals, spec = text.partition("=")
@@ -251,7 +246,7 @@ def measured(entry: Entry, table: Table) -> dict[str, Any]:
     of = {"codec": entry.hash, "learned": table.learned.digest, "held": table.held.digest, "crop": table.crop}
 
     def tell(text: str) -> None:
-        table.tell(f"{entry.name}: {text}")
+        table.watch.note(f"{entry.name}: {text}")
 
     judges = {"space": table.space.name, "lpips": table.weights}
     back = kept("reconstruction", {k: of[k] for k in ("codec", "held")} | judges,
@@ -266,7 +261,7 @@ def measured(entry: Entry, table: Table) -> dict[str, Any]:
         flow = priors.prior_settings(table.budget, latents.store(), side, run, s.device)
         if not (run / "product").is_dir():
             tell(f"a prior of {flow.steps} steps, {(side // flow.patch) ** 2} tokens")
-        return priors.trained(flow, watch_for(table.quiet))
+        return priors.trained(flow, table.watch)
 
     loss = kept("prior", prior, lambda: judged(go(), latents))
     how = {"real": len(table.real), "space": table.space.name, "n": len(table.held), "guidance": s.guidance,

@@ -3,49 +3,20 @@
 import dataclasses
 import hashlib
 import json
-import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stillroom.recipes import find
-from stillroom.settings import Count, Refusal, Share, Where, read_toml
+from stillroom.judge.asked import Drawing, given
+from stillroom.judge.places import codec_at, know_recipe
+from stillroom.settings import Refusal
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from stillroom.codecs import Codec
-
-CODECS = "a run, `bundled`, a TAESD weight file, or a diffusers folder or hub id"
 AT_ONCE = 256           # samples, about, that one who is killed loses
-
-
-@dataclass(frozen=True, kw_only=True)
-class Drawing:
-    """How samples are drawn."""
-
-    seed: int = 0
-    steps: Count | None = None
-    """Sampler steps; what the run's settings say unless given."""
-    guidance: float = 1.0
-    weak: Where = ""
-    """A poorer model of the same data that guidance leads away from: another run, or `early`, the earlier average that
-    some one-step runs keep. Unless given, the model itself without the label."""
-    interval: tuple[Share, Share] = (0.0, 1.0)
-    """Times at which guidance acts, for flows; 0 is data."""
-    batch: Count = 256
-    codec: Where = ""
-    """Decodes latents: the codec that made those on which the run was trained."""
-    device: str = "auto"
-
-
-def given(settings: Drawing, *names: str) -> str:
-    """Those of these flags that are not as they are by default."""
-    fields = type(settings).__dataclass_fields__
-    return ", ".join(f"--{name}" for name in names if getattr(settings, name) != fields[name].default)
-
 
 Sampler = Callable[..., "Tensor"]        # (n, seed, y=, batch=, first=) -> x [n, *shape]
 
@@ -219,41 +190,3 @@ def open_decoder(spec: str, encoding: Mapping[str, Any] | None, shape: tuple[int
             raise Refusal(f"codec {spec}: the latents are of another codec ({encoding['codec'][:12]}, and this is "
                           f"{name[:12]}); give that one, or one distilled from it")
     return codec, name
-
-
-def require_there(place: str, takes: str, is_name: bool = False) -> None:
-    """What is mistyped is refused as such, before anything else is said of it. `is_name`: no path need lie there."""
-    if not is_name and not Path(place).exists():
-        raise Refusal(f"{place}: no such file or folder; give {takes}")
-
-
-def is_codec_name(text: str) -> bool:
-    """`bundled`, or what may be a hub id: owner/model, unless a folder of that owner holds runs of ours."""
-    from stillroom.train.teacher import is_ours
-
-    hub = re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", text) is not None
-    return text == "bundled" or (hub and not any(map(is_ours, Path(text).parent.glob("*"))))
-
-
-def know_recipe(place: Path) -> None:
-    """Imports the user's own recipe file, if the run is of one: the product's classes are in it."""
-    for run in (place, place.parent):
-        if (run / "settings.toml").is_file():
-            name = str(read_toml(run / "settings.toml").get("recipe", ""))
-            if ".py:" in name and names_others(place):
-                find(name)
-            return
-
-
-def names_others(place: Path) -> bool:
-    """Whether a product names classes that are not of this package: for no other one is a user's file run."""
-    file = next((f / "product.json" for f in (place / "product", place) if (f / "product.json").is_file()), None)
-    return file is not None and re.search(rb'"class": "(?!stillroom\.)', file.read_bytes()) is not None
-
-
-def codec_at(spec: str) -> "Codec":
-    """As `open_codec`, of a run of the user's own recipe too."""
-    from stillroom.train.teacher import open_codec
-
-    know_recipe(Path(spec))
-    return open_codec(spec)

@@ -9,18 +9,22 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from stillroom.cli.comparison import Kept
-from stillroom.cli.comparison_named import Entry, Run, identity, made, of_noise, opened, require_alike, teacher_hash
-from stillroom.cli.draws import Draws, codec_at
-from stillroom.cli.evaluate import Settings as Asked
-from stillroom.cli.evaluation import Space, gathered, labels_apart, spaces_of, teacher_beside, told
-from stillroom.cli.progress import teller
-from stillroom.cli.sides import (
+from stillroom.codecs import fingerprint
+from stillroom.flows import Flow, Mixture, Tally
+from stillroom.flows.prompted import prompted
+from stillroom.judge.asked import Evaluation, OfRuns
+from stillroom.judge.codecs import Kept
+from stillroom.judge.contenders import Entry, Run, identity, made, of_noise, opened, require_alike, teacher_hash
+from stillroom.judge.draws import Draws
+from stillroom.judge.evaluation import Space, gathered, labels_apart, spaces_of, teacher_beside, told
+from stillroom.judge.measures import plain
+from stillroom.judge.places import codec_at
+from stillroom.judge.sides import (
     Side,
     in_channels,
     in_like_channels,
@@ -30,22 +34,16 @@ from stillroom.cli.sides import (
     require_comparable,
     side_of_draws,
 )
-from stillroom.codecs import fingerprint
-from stillroom.flows import Flow, Mixture, Tally
-from stillroom.flows.prompted import prompted
 from stillroom.measure.distances import has_pairs, paired_error
 from stillroom.measure.diversity import contrast, relative_spread, saturated, within_classes
 from stillroom.measure.images import as_8bit
 from stillroom.measure.metrics import is_few, panel
 from stillroom.measure.samples import held_modes, modes, total_variation
-from stillroom.report.compare_measures import plain
 from stillroom.settings import Refusal, seed_of, to_mapping
 from stillroom.settings.files import write_atomically
 from stillroom.train.pictures import grid
+from stillroom.train.watch import Watch
 from stillroom.train.world import pick_device
-
-if TYPE_CHECKING:
-    from stillroom.cli.compare import OfRuns
 
 STANDS_FOR_DATA = 5000      # samples of a teacher
 NUMBERS = 2**27             # of samples that are held at once, for errors in pairs: 512 MB
@@ -56,7 +54,7 @@ SHOWN, POINTS = 8, 2000     # rows of the grid; points of a cloud
 class Teacher:
     """The flow that runs were distilled from, drawn from at any number of steps with the noise of the runs."""
 
-    def __init__(self, spec: str, flow: Flow, asked: Asked, encoding: Any, limit: int):
+    def __init__(self, spec: str, flow: Flow, asked: Evaluation, encoding: Any, limit: int):
         self.spec, self.flow, self.asked, self.encoding, self.limit = spec, flow, asked, encoding, limit
         self.seen: dict[float, Tensor] = {}
 
@@ -80,7 +78,7 @@ class Teacher:
         return self.seen[guidance]
 
 
-def opened_teacher(entries: Sequence[Entry], settings: "OfRuns", asked: Asked, device: torch.device,
+def opened_teacher(entries: Sequence[Entry], settings: OfRuns, asked: Evaluation, device: torch.device,
                    limit: int) -> Teacher | None:
     runs = [run for entry in entries for run in entry.runs]
     named = [run for run in runs if run.teacher]
@@ -102,7 +100,7 @@ def opened_teacher(entries: Sequence[Entry], settings: "OfRuns", asked: Asked, d
     return Teacher(spec, flow, asked, first.side.encoding, limit)
 
 
-def reference_of(entries: Sequence[Entry], settings: "OfRuns", asked: Asked, teacher: Teacher | None,
+def reference_of(entries: Sequence[Entry], settings: OfRuns, asked: Evaluation, teacher: Teacher | None,
                  first: Side) -> tuple[Side, Side]:
     """What samples, of which `first` are some, are held against, and as many fresh ones of the same kind."""
     if settings.data:
@@ -131,7 +129,7 @@ class Table:
     reference: dict[str, Tensor]        # features of what samples are held against
     law: Tensor | None                  # and its labels
     teacher: Teacher | None
-    settings: "OfRuns"
+    settings: OfRuns
     device: torch.device
     limit: int
     digest: str
@@ -216,11 +214,11 @@ def cost_of(run: Run) -> dict[str, Any]:
 
 # ---- all of it ----
 
-def compare(specs: Sequence[str], settings: "OfRuns", quiet: bool = False) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def compare(specs: Sequence[str], settings: OfRuns, watch: Watch) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Everything measured, as compare.json holds it, and, of points, clouds to be shown."""
     device = pick_device(settings.device)
-    shared = {f.name for f in dataclasses.fields(Asked)} & {f.name for f in dataclasses.fields(settings)}
-    asked = Asked(**{name: getattr(settings, name) for name in shared - {"codec", "teacher", "out"}})
+    shared = {f.name for f in dataclasses.fields(Evaluation)} & {f.name for f in dataclasses.fields(settings)}
+    asked = Evaluation(**{name: getattr(settings, name) for name in shared - {"codec", "teacher", "out"}})
     entries = opened(specs, asked)
     require_alike(entries)
     least = min((run for entry in entries for run in entry.runs), key=lambda run: run.side.count)
@@ -231,7 +229,7 @@ def compare(specs: Sequence[str], settings: "OfRuns", quiet: bool = False) -> tu
     first = entries[0].runs[0].side
     limit = min(settings.n, max(64, NUMBERS // math.prod(first.shape)))
     teacher = opened_teacher(entries, settings, asked, device, limit)
-    reference, fresh, table = laid(entries, settings, asked, teacher, device, limit, quiet)
+    reference, fresh, table = laid(entries, settings, asked, teacher, device, limit, watch.note)
     settings.out.mkdir(parents=True, exist_ok=True)
     floor = table.measure(fresh, None)
     found = {
@@ -260,8 +258,8 @@ def compare(specs: Sequence[str], settings: "OfRuns", quiet: bool = False) -> tu
     return found, clouds
 
 
-def laid(entries: Sequence[Entry], settings: "OfRuns", asked: Asked, teacher: Teacher | None, device: torch.device,
-         limit: int, quiet: bool) -> tuple[Side, Side, Table]:
+def laid(entries: Sequence[Entry], settings: OfRuns, asked: Evaluation, teacher: Teacher | None, device: torch.device,
+         limit: int, tell: Callable[[str], None]) -> tuple[Side, Side, Table]:
     """Reference and fresh ones, and the table on which all are measured; what does not fit is refused here."""
     first, codec = entries[0].runs[0].side, fingerprint(codec_at(settings.codec)) if settings.codec else ""
     probe = Table((), {}, None, teacher, settings, device, limit, "", codec, lambda text: None)
@@ -272,7 +270,6 @@ def laid(entries: Sequence[Entry], settings: "OfRuns", asked: Asked, teacher: Te
     samples, reference, fresh = in_like_channels(samples, *(probe.decoded(side) for side in pair), stored=False)
     require_comparable(samples, reference, bool(settings.codec))
     spaces = spaces_of(asked, samples, reference, device)
-    tell = teller(quiet)
     tell(f"{told(reference)}, in {len(spaces)} feature space{'s' * (len(spaces) > 1)}")
     vectors, law = gathered(reference, spaces)
     told_of = [*(vectors[s.name] for s in spaces), *([] if law is None else [law])]

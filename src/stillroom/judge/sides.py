@@ -3,12 +3,11 @@
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from stillroom.cli.draws import Draws, given, labels_of, open_decoder, open_draws
 from stillroom.data import (
     BUILTIN,
     ImageTable,
@@ -26,13 +25,12 @@ from stillroom.data.mixed import mixed_name, mixture
 from stillroom.data.open import is_known, parted, placed
 from stillroom.data.tables import Rows
 from stillroom.flows import Mixture
+from stillroom.judge.asked import Evaluation, given
+from stillroom.judge.draws import Draws, labels_of, open_decoder, open_draws
 from stillroom.measure.metrics import halves
 from stillroom.measure.reference import read_samples
 from stillroom.settings import Images, Refusal
 from stillroom.train.teacher import is_mixture, is_ours, open_teacher
-
-if TYPE_CHECKING:
-    from stillroom.cli.evaluate import Settings
 
 DRAWN = 2000            # of a run, where no number is given
 Batches = Iterator[tuple[Tensor, Tensor | None]]
@@ -70,7 +68,7 @@ class Side:
 # ---- samples ----
 
 
-def open_samples(place: Path, settings: "Settings") -> Side:
+def open_samples(place: Path, settings: Evaluation) -> Side:
     if is_ours(place) or is_ours(place / "product"):
         return drawn(place, settings)
     if told := given(settings, "steps", "guidance", "weak", "interval", "seed", "teacher"):
@@ -84,7 +82,7 @@ def open_samples(place: Path, settings: "Settings") -> Side:
     raise Refusal(f"{place}: no run, no product, and no samples; give a run, a folder of pictures or a .npz file")
 
 
-def drawn(place: Path, settings: "Settings") -> Side:
+def drawn(place: Path, settings: Evaluation) -> Side:
     draws = open_draws(place, replace(settings, codec=""))      # pictures are made of latents later, on both sides
     words = {"steps": "", "guidance": 1, "weak": "", "interval": (0, 1)}
     told = [f"{k} {str(draws.card[k])[:12]}" for k, usual in words.items() if draws.card.get(k, usual) != usual]
@@ -101,7 +99,7 @@ def side_of_draws(name: str, draws: Draws, count: int, how: str = "") -> Side:
     return Side(name, count, draws.shape, batches, draws.encoding, how, draws)
 
 
-def from_arrays(file: Path, settings: "Settings") -> Side:
+def from_arrays(file: Path, settings: Evaluation) -> Side:
     samples = read_samples(file)
     rows = some_of(len(samples.x), settings.n)
     labels = () if samples.y is None else samples.y[rows].split(settings.batch)
@@ -121,7 +119,7 @@ def some_of(count: int, n: int | None) -> Tensor:
     return torch.randperm(count, generator=torch.Generator().manual_seed(0))[:n].sort().values
 
 
-def from_pictures(folder: Path, settings: "Settings") -> Side:
+def from_pictures(folder: Path, settings: Evaluation) -> Side:
     """At their own size, which must be that of the data: resizing them would be part of what is measured."""
     rows = placed(str(folder))
     if not isinstance(rows, Rows):
@@ -150,7 +148,7 @@ def from_pictures(folder: Path, settings: "Settings") -> Side:
 # ---- real data ----
 
 
-def open_real(settings: "Settings", size: int, want: int) -> tuple[Side, Side]:
+def open_real(settings: Evaluation, size: int, want: int) -> tuple[Side, Side]:
     """The reference, and fresh real data, `want` at most, for the floor."""
     source = source_of(settings, settings.data, size)
     heldout = settings.heldout or test_split_of(settings.data)
@@ -165,7 +163,7 @@ def open_real(settings: "Settings", size: int, want: int) -> tuple[Side, Side]:
     return side_of(source, everything[: settings.reference], settings), side_of(other, fresh[:want], settings)
 
 
-def source_of(settings: "Settings", spec: str, size: int) -> Source:
+def source_of(settings: Evaluation, spec: str, size: int) -> Source:
     if is_mixture(spec):
         return mixture_of(spec, settings)
     source = open_source(Images(data=spec, size=max(1, size), bad_share=settings.bad_share))
@@ -176,7 +174,7 @@ def source_of(settings: "Settings", spec: str, size: int) -> Source:
     return source
 
 
-def mixture_of(spec: str, settings: "Settings") -> Tensors:
+def mixture_of(spec: str, settings: Evaluation) -> Tensors:
     mixture = open_teacher(spec).denoiser
     assert isinstance(mixture, Mixture)
     x, y = mixture.draw(settings.reference + (settings.n or DRAWN), torch.Generator().manual_seed(1))
@@ -215,7 +213,7 @@ def split_beside(spec: str) -> str | None:
     return None
 
 
-def side_of(source: Source, rows: Tensor, settings: "Settings", part: str = "") -> Side:
+def side_of(source: Source, rows: Tensor, settings: Evaluation, part: str = "") -> Side:
     def batches(law: Tensor | None) -> Batches:
         for some in rows.split(settings.batch):
             yield source.fetch(some.tolist(), 0)

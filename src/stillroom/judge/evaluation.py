@@ -4,13 +4,16 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
 
-from stillroom.cli.draws import Draws, know_recipe
-from stillroom.cli.sides import (
+from stillroom.flows import Flow, Mixture
+from stillroom.judge.asked import Evaluation
+from stillroom.judge.draws import Draws
+from stillroom.judge.places import know_recipe
+from stillroom.judge.sides import (
     Side,
     in_like_channels,
     open_real,
@@ -19,7 +22,6 @@ from stillroom.cli.sides import (
     replaced,
     require_comparable,
 )
-from stillroom.flows import Flow, Mixture
 from stillroom.measure import as_8bit
 from stillroom.measure.distances import directions, has_pairs, paired_error
 from stillroom.measure.frechet import Moments
@@ -32,9 +34,6 @@ from stillroom.settings import Refusal
 from stillroom.train import load_product, product_hash
 from stillroom.train.teacher import frozen, is_mixture, is_ours, open_teacher, part_of
 from stillroom.train.world import pick_device
-
-if TYPE_CHECKING:
-    from stillroom.cli.evaluate import Settings
 
 DIRECT, PROJECTED = 1024, 256       # numbers of an item that are taken as they are; directions of larger ones
 APART = 0.05                        # total variation between label laws from which it is said
@@ -89,7 +88,7 @@ class Report:
         return {"about": self.about, "spaces": spaces, "notes": self.notes, **self.more}
 
 
-def evaluate(place: str, settings: "Settings") -> Report:
+def evaluate(place: str, settings: Evaluation) -> Report:
     device = pick_device(settings.device)
     samples, real, fresh = sides(place, settings, device)
     spaces = spaces_of(settings, samples, real, device)
@@ -132,7 +131,7 @@ def evaluate(place: str, settings: "Settings") -> Report:
     return report
 
 
-def sides(place: str, settings: "Settings", device: torch.device) -> tuple[Side, Side | None, Side | None]:
+def sides(place: str, settings: Evaluation, device: torch.device) -> tuple[Side, Side | None, Side | None]:
     """Samples, reference and fresh real data, all of one kind."""
     first = samples = open_samples(Path(place), settings)
     if settings.codec:
@@ -151,7 +150,7 @@ def sides(place: str, settings: "Settings", device: torch.device) -> tuple[Side,
     return samples, real, fresh
 
 
-def require_classes(settings: "Settings", samples: Side, real: Side | None) -> None:
+def require_classes(settings: Evaluation, samples: Side, real: Side | None) -> None:
     """Of --labels data: samples can be drawn of the data's classes."""
     if real is None or real.classes is None:
         raise Refusal(f"--labels data: {settings.data or 'no data'} has no labels")
@@ -171,7 +170,7 @@ def law_is_drawn(samples: Side, real: Side) -> bool:
 # ---- feature spaces ----
 
 
-def spaces_of(settings: "Settings", samples: Side, real: Side | None, device: torch.device) -> list[Space]:
+def spaces_of(settings: Evaluation, samples: Side, real: Side | None, device: torch.device) -> list[Space]:
     found = [plain_space(samples, real)]
     if settings.features:
         found.append(learned_space(settings.features, samples, real, device))
@@ -334,7 +333,7 @@ def modes_of(spec: str, mine: Mapping[str, Tensor], fresh: Mapping[str, Tensor],
     return {name: Held._asdict(held) for name, held in found.items()}
 
 
-def teacher_of(settings: "Settings", samples: Side) -> Flow:
+def teacher_of(settings: Evaluation, samples: Side) -> Flow:
     """A flow that can follow the same noise."""
     if samples.draws is None or samples.draws.limit is not None or settings.codec:
         raise Refusal("--teacher: compares what a flow or generator draws, before it is decoded; leave out --codec, or "
@@ -342,7 +341,7 @@ def teacher_of(settings: "Settings", samples: Side) -> Flow:
     return teacher_beside(settings, samples.name, samples.draws)
 
 
-def teacher_beside(settings: "Settings", of: str, draws: Draws) -> Flow:
+def teacher_beside(settings: Evaluation, of: str, draws: Draws) -> Flow:
     """A flow of the same samples: of the same shape, classes and latents."""
     know_recipe(Path(settings.teacher))
     flow, name = open_teacher(settings.teacher, settings.prompts), f"teacher {settings.teacher}"
@@ -355,7 +354,7 @@ def teacher_beside(settings: "Settings", of: str, draws: Draws) -> Flow:
     return flow
 
 
-def paired(settings: "Settings", samples: Side, flow: Flow, report: Report) -> dict[str, float]:
+def paired(settings: Evaluation, samples: Side, flow: Flow, report: Report) -> dict[str, float]:
     """Beside the teacher's own samples from the same noise and labels, at its own steps."""
     draws, n = cast(Draws, samples.draws), samples.count
     y, guidance = (draws.labels(0, n), settings.guidance) if flow.classes else (None, 1.0)
@@ -368,7 +367,7 @@ def paired(settings: "Settings", samples: Side, flow: Flow, report: Report) -> d
     return {**found._asdict(), "steps": flow.steps, "guidance": guidance}
 
 
-def save(settings: "Settings", space: Space, reference: Mapping[str, Tensor], report: Report) -> None:
+def save(settings: Evaluation, space: Space, reference: Mapping[str, Tensor], report: Report) -> None:
     file, x = settings.save_stats, reference[space.name]
     assert file is not None
     file.parent.mkdir(parents=True, exist_ok=True)

@@ -7,12 +7,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from stillroom.cli.comparison import called
-from stillroom.cli.draws import CODECS, built, is_codec_name, know_recipe, require_there
-from stillroom.cli.evaluate import Settings as Asked
-from stillroom.cli.sides import Side, drawn
 from stillroom.flows import Denoiser
 from stillroom.flows.prompted import prompted
+from stillroom.judge.asked import Evaluation
+from stillroom.judge.codecs import called
+from stillroom.judge.draws import built
+from stillroom.judge.places import CODECS, is_codec_name, know_recipe, require_there
+from stillroom.judge.sides import Side, drawn
 from stillroom.settings import Refusal, read_toml
 from stillroom.settings.files import read_json
 from stillroom.train import load_product, product_hash
@@ -102,7 +103,7 @@ class Entry:
     runs: Sequence[Run]
 
 
-def opened(specs: Sequence[str], asked: Asked) -> list[Entry]:
+def opened(specs: Sequence[str], asked: Evaluation) -> list[Entry]:
     entries = list[Entry]()
     for spec in specs:
         places = places_of(spec)
@@ -117,11 +118,11 @@ def opened(specs: Sequence[str], asked: Asked) -> list[Entry]:
     return entries
 
 
-def opened_run(place: str, asked: Asked) -> Run:
+def opened_run(place: str, asked: Evaluation) -> Run:
     know_recipe(Path(place))
     product = load_product(place)
     if product.kind == "points":
-        return Run(place, dict(product.card), drawn(Path(place), Asked(n=asked.n, batch=asked.batch)))
+        return Run(place, dict(product.card), drawn(Path(place), Evaluation(n=asked.n, batch=asked.batch)))
     model: Any = product.parts[product.kind]
     told_strength = product.kind == "flow" and isinstance(model.denoiser, Denoiser) and model.denoiser.takes_strength
     guidance = float(product.card.get("guidance", 1.0)) if told_strength else 1.0       # of others it is built in

@@ -6,26 +6,23 @@ import json
 from collections.abc import Callable, Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from stillroom.cli.evaluation import Space, learned_space
-from stillroom.cli.sides import Side, crop_of, in_channels, replaced, test_split_of
 from stillroom.data import Batch, Some, Source, encoding_card, open_source
+from stillroom.judge.asked import OfCodecs
+from stillroom.judge.evaluation import Space, learned_space
+from stillroom.judge.measures import rgb
+from stillroom.judge.sides import Side, crop_of, in_channels, replaced, test_split_of
 from stillroom.measure.inception import FidInception
 from stillroom.measure.metrics import halves
 from stillroom.measure.perceptual import SMALL, RandomFeatures, pooled
 from stillroom.measure.reference import INCEPTION
-from stillroom.report.compare_measures import rgb
 from stillroom.settings import Images, Refusal
 from stillroom.settings.files import file_written_atomically
 from stillroom.train.checkpoint import load_tensors
-
-if TYPE_CHECKING:
-    from stillroom.cli.compare import Settings
 
 FEWEST = 32             # pictures on either side
 SHOWN = 16              # pictures in a row of the page
@@ -62,7 +59,7 @@ def told(part: Part) -> str:
 
 # ---- pictures ----
 
-def pictures_of(settings: "Settings") -> tuple[Part, Part, str]:
+def pictures_of(settings: OfCodecs) -> tuple[Part, Part, str]:
     """What is learned from, what is judged on, and how they became squares."""
     source = opened_source(settings, settings.data, settings.size)
     size = source.shape[-1]
@@ -87,7 +84,7 @@ def shuffled(source: Source, seed: int) -> Tensor:
     return torch.randperm(len(source), generator=torch.Generator().manual_seed(seed))
 
 
-def opened_source(settings: "Settings", spec: str, size: int | None) -> Source:
+def opened_source(settings: OfCodecs, spec: str, size: int | None) -> Source:
     s = settings
     source = open_source(Images(data=spec, size=size, crop=s.crop, shrink=s.shrink, bad_share=s.bad_share))
     if not isinstance(source, Source):
@@ -99,7 +96,7 @@ def opened_source(settings: "Settings", spec: str, size: int | None) -> Source:
 
 # ---- the feature space ----
 
-def space_of(settings: "Settings", learned: Part, device: torch.device) -> Space:
+def space_of(settings: OfCodecs, learned: Part, device: torch.device) -> Space:
     """The one in which all samples are held against real pictures: of RGB in [-1, 1]."""
     if settings.features and settings.inception is not None:
         raise Refusal("--features and --inception: distances are in one feature space; give one of them")

@@ -1,0 +1,1 @@
+"""What runs and codecs are worth: samples drawn by number, held against data, and set side by side."""
