@@ -100,6 +100,25 @@ def test_a_run_of_a_codec_says_at_which_size_pictures_are_cached(tmp_path, monke
         assert json.loads(Path(f"latents-{size}/latents.json").read_text())["crop"] == f"centre {size}"
 
 
+def test_what_stands_on_a_run_of_a_codec_takes_pictures_of_its_size(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    small = "--size 16 --crop centre --factor 4 --channels 2 --params 4000 --decoder-params 4000 --steps 1"
+    assert stillroom("train codec --preset kl --data leaves --out codec --perceptual 0 --quiet", small) == 0
+    net = "--net dit --patch 1 --width 8 --depth 1 --steps 1 --batch 8 --precision float32 --quiet"
+    assert stillroom("train flow --codec codec --data leaves --out flow", net) == 0
+    assert stillroom("resume flow --quiet") == 0
+    assert tomllib.loads(Path("flow/settings.toml").read_text())["size"] == 16
+    dmvae, asked = find("dmvae"), {"data": "leaves", "codec": "codec", "reference": "gaussian", "out": "dmvae"}
+    assert dmvae.settled(from_mapping(dmvae.Settings, asked, "given")).size == 16
+    assert dmvae.settled(from_mapping(dmvae.Settings, {**asked, "size": 8}, "given")).size == 8
+    few = "--data leaves --n 40 --pictures 80 --steps 4 --width 8 --depth 1 --sampler-steps 1 --quiet"
+    assert stillroom("compare a=codec b=codec", few) == 0
+    assert json.loads(Path("compare/compare.json").read_text())["about"]["size"] == 16
+    assert stillroom("inspect codec --data leaves --n 40") == 0
+    assert stillroom("inspect bundled --data leaves --n 40") == 2
+    assert "bundled: a codec needs pictures to encode: --data DATA --size PIXELS" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("words", ["--data leaves", "--data photos", "--data pictures", "--data 0.5*leaves+digits",
                                    "--data leaves --codec bundled", "--data leaves --plan"])
 def test_pictures_are_asked_for_their_size(tmp_path, monkeypatch, capsys, words):

@@ -55,6 +55,7 @@ def run(word: str, arguments: list[str]) -> int:
     from stillroom.codecs.store import write_store
     from stillroom.data import open_source, unreadable
     from stillroom.judge.places import codec_at
+    from stillroom.train.teacher import size_of
     from stillroom.train.world import pick_device
 
     settings = dataclasses.replace(settings, size=settings.size or size_of(settings.codec))
@@ -70,15 +71,6 @@ def run(word: str, arguments: list[str]) -> int:
         print(replaced, file=sys.stderr)
     print(f"{folder}  {len(source)} pictures")  # pyright: ignore[reportArgumentType]
     return 0
-
-
-def size_of(codec: str) -> int | None:
-    """Pixels a side of the squares that its run learned from."""
-    from stillroom.settings.files import read_json
-    from stillroom.train.product import product_folder
-    from stillroom.train.teacher import is_ours
-
-    return read_json(product_folder(codec) / "product.json")["card"].get("size") if is_ours(Path(codec)) else None
 
 
 def run_prompts(arguments: list[str]) -> int:

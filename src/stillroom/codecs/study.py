@@ -38,6 +38,7 @@ from stillroom.measure.bootstrap import difference_interval, mean_interval, swee
 Album = Callable[[], Iterable[tuple[str, Tensor]]]
 """All pictures under their names, [3, H, W], read anew each time: large sets do not fit in memory at their own size."""
 CALIBRATION = 0.3
+LARGEST_SHOWN = 384     # pixels a side of pictures that stand on the page, unless all sizes are larger
 FEWEST = 4              # pictures, below which none can be spared to choose by
 TANGENTS = 8            # pictures at each size whose derivatives are taken
 UNTIMED = ("teacher-int8",)     # rounded weights in float arithmetic: its time would be the teacher's
@@ -299,11 +300,10 @@ class Comparison(NamedTuple):
 
 @torch.inference_mode()
 def comparisons(contenders: Mapping[str, Remaps], album: Album, found: Mapping[str, Any], scale: float,
-                metrics: Mapping[str, Metric], smallest: Mapping[str, int] = SMALLEST,
-                largest: int = 384) -> list[Comparison]:
+                metrics: Mapping[str, Metric], smallest: Mapping[str, int]) -> list[Comparison]:
     """Three pictures by rule: the student's least, median and greatest loss of PSNR against the teacher."""
     filled = [entry for entry in found["sizes"] if entry["names"]]
-    entry = max((e for e in filled if e["size"] <= largest), key=lambda e: e["size"], default=filled[0])
+    entry = max((e for e in filled if e["size"] <= LARGEST_SHOWN), key=lambda e: e["size"], default=filled[0])
     size, names = entry["size"], entry["names"]
     metrics = applicable(metrics, size, smallest)
     theirs, mine = (next(r["values"]["psnr"] for r in found["rows"]

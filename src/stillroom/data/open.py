@@ -7,7 +7,7 @@ from typing import NamedTuple
 from stillroom.data.batch import Source, Stream
 from stillroom.data.builtin import ALL_SCALES, WIDTH, Photos, digits
 from stillroom.data.images import ImageTable
-from stillroom.data.latents import INDEX, Encoding, Latents
+from stillroom.data.latents import INDEX, Latents
 from stillroom.data.mixed import Mixed, mixture
 from stillroom.data.scenes import KINDS, Scenes
 from stillroom.data.streams import TarStream
@@ -19,12 +19,9 @@ SPLITS = ("train", "test", "val", "validation")
 LOADED = "datasets:"        # before a folder or a name that `datasets` is to load
 
 
-def open_source(settings: Images, expect: Encoding | None = None) -> Source | Stream:
+def open_source(settings: Images) -> Source | Stream:
     """`settings.data` is a path or a builtin name, with `:train`, `:test` (or `:val`) behind it where there are splits;
-    or several of them, joined by plus signs.
-
-    `expect` is how latents must have been made, where a codec is known.
-    """
+    or several of them, joined by plus signs."""
     if (settings.size is not None and settings.size < 1) or not 0 <= settings.bad_share <= 1:
         raise Refusal(f"size {settings.size} must be at least 1 and bad_share {settings.bad_share} between 0 and 1")
     least, most = settings.shrink
@@ -35,12 +32,12 @@ def open_source(settings: Images, expect: Encoding | None = None) -> Source | St
                       "leave it out")
     parts = mixture(settings.data, is_known)
     if len(parts) == 1:
-        return _open(parts[0][1], settings, expect)
+        return _open(parts[0][1], settings)
     sources = []
     for _, name in parts:
         if not name:
             raise Refusal(f"data {settings.data!r}: a part of the mixture has no name")
-        source = _open(name, settings, expect)
+        source = _open(name, settings)
         if isinstance(source, Stream):
             raise Refusal(f"data {settings.data!r}: {name} is a stream of tars, which cannot be mixed; use a folder or "
                           "parquet")
@@ -62,12 +59,12 @@ def parted(spec: str) -> tuple[str, str | None]:
     return (match[1] or match[3], match[2] or match[4]) if match else (spec, None)
 
 
-def _open(spec: str, settings: Images, expect: Encoding | None) -> Source | Stream:
+def _open(spec: str, settings: Images) -> Source | Stream:
     name, split = parted(spec)
     if name in BUILTIN:
         return _builtin(name, split_of(name, split), settings)
     if not name.startswith(LOADED) and (store := store_at(spec)):
-        return _latents(store, settings, expect)
+        return _latents(store, settings)
     how = {"size": size_of(spec, settings), "crop": settings.crop, "flip": settings.flip,
            "bad_share": settings.bad_share, "shrink": settings.shrink}     # asked before much is read
     where = placed(spec)
@@ -82,10 +79,10 @@ def size_of(spec: str, settings: Images) -> int:
     return settings.size
 
 
-def _latents(folder: Path, settings: Images, expect: Encoding | None) -> Latents:
+def _latents(folder: Path, settings: Images) -> Latents:
     if settings.flip or settings.crop != "centre":
         raise Refusal(f"{folder}: latents were cropped when they were written; leave out flip and crop")
-    store = Latents(folder, expect)
+    store = Latents(folder)
     pixels, side = store.encoding.size, store.shape[-1]
     if pixels and settings.size not in (None, pixels, side):
         raise Refusal(f"{folder}: holds latents of pictures of {pixels} pixels a side, {side} a side themselves, and "

@@ -18,9 +18,8 @@ class Denoises(nn.Module):
     prediction: Kind
     classes: int | None
 
-    def predict(self, kind: Kind, x_t: Tensor, t: Tensor, y: Tensor | None = None, r: Tensor | None = None) -> Tensor:
-        native = self(x_t, t, y) if r is None else self(x_t, t, y, r)
-        return convert(native, at_least_float32(x_t), self.path.over(t, x_t), self.prediction, kind)
+    def predict(self, kind: Kind, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+        return convert(self(x_t, t, y), at_least_float32(x_t), self.path.over(t, x_t), self.prediction, kind)
 
     def x0(self, x_t, t, y=None):
         return self.predict("x0", x_t, t, y)

@@ -72,7 +72,7 @@ class OfCodecs:
     """Pictures that codecs are judged on. Unless given, the data's :test split; where there is none, a part of the data
     that is set aside. Of a mixture, the :test splits of all its parts."""
     size: Count | None = None
-    """Pixels a side; of digits 8, unless given."""
+    """Pixels a side; those that the first codec's run learned from, unless given."""
     crop: Literal["centre", "random", "shrink"] = "centre"
     """How pictures become squares; random ones are drawn once and for all."""
     shrink: tuple[Positive, Positive] = (1.0, 8.0)
@@ -159,7 +159,7 @@ class Inspection:
     data: Where = ""
     """Pictures that a codec encodes."""
     size: Count | None = None
-    """Pixels a side of pictures."""
+    """Pixels a side of pictures; those that a codec's run learned from, unless given."""
     n: Count = 2000
     """Samples, at most."""
     temperatures: tuple[Positive, ...] = (0.02, 0.05, 0.2)

@@ -38,7 +38,7 @@ from stillroom.report.compare_words import front
 from stillroom.settings import Refusal, nearest, to_mapping
 from stillroom.settings.files import read_json, sha256, write_atomically
 from stillroom.train.pictures import grid
-from stillroom.train.teacher import is_ours, open_teacher
+from stillroom.train.teacher import is_ours, open_teacher, size_of
 from stillroom.train.world import pick_device
 
 LEAST, SHARDS = 64, 256     # latents a file at least, and files at most, about: what is killed loses one file's
@@ -89,6 +89,8 @@ def compare(specs: Sequence[str], settings: OfCodecs, watch: train.Watch) -> dic
     if settings.steps < priors.LEAST:
         raise Refusal(f"--steps {settings.steps}: a prior is looked at after a quarter of them; give {priors.LEAST} or "
                       "more")
+    sizes = (size_of(spec) for _, spec in map(called, specs))
+    settings = dataclasses.replace(settings, size=settings.size or next(filter(None, sizes), None))
     device, budget = pick_device(settings.device), budget_of(settings)
     learned, held, crop = pictures_of(settings)
     entries = opened(specs, settings, learned)

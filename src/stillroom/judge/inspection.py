@@ -1,6 +1,7 @@
 """What `stillroom inspect` does: the samples of a space, their geometry, and how a flow bends in it."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,7 +27,7 @@ from stillroom.paths import Linear, convert, shift, uniform_grid
 from stillroom.settings import Images, Refusal, to_mapping
 from stillroom.settings.files import read_json
 from stillroom.train.product import load_product
-from stillroom.train.teacher import is_mixture, is_ours, kind_of, open_teacher, require_space
+from stillroom.train.teacher import is_mixture, is_ours, kind_of, open_teacher, require_space, size_of
 from stillroom.train.world import pick_device
 
 LIMIT = 3000            # vectors of one kind, at most: distances are kept of every pair
@@ -131,11 +132,12 @@ def sampled(spec: str, settings: Inspection) -> tuple[Source | Stream, Batch]:
 
 def encoded(place: str, settings: Inspection, device: torch.device) -> Subject:
     codec = codec_at(place)
-    if not settings.data or settings.size is None:
+    size = settings.size or size_of(place)
+    if not settings.data or size is None:
         raise Refusal(f"{place}: a codec needs pictures to encode: --data DATA --size PIXELS")
-    require_multiple(f"--size {settings.size} is", codec.space.factor, settings.size, of=place)
-    source, (x, y) = sampled(settings.data, settings)
-    encoding = Encoding(codec.space, fingerprint(codec), f"centre {settings.size}")
+    require_multiple(f"--size {size} is", codec.space.factor, size, of=place)
+    source, (x, y) = sampled(settings.data, replace(settings, size=size))
+    encoding = Encoding(codec.space, fingerprint(codec), f"centre {size}")
     codec = codec.to(device)
     with torch.inference_mode():
         z = torch.cat([codec.encode(part.to(device)).cpu() for part in x.split(settings.batch)])

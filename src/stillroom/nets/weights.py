@@ -46,10 +46,11 @@ def require_same(own: Mapping[str, Tensor], weights: Mapping[str, Tensor], model
         raise Refusal(f"{where}: the weights do not fit {model}: {'; '.join(told)}; {cure}")
 
 
-def fill_all(module: nn.Module, weights: Mapping[str, Tensor], where: str | Path, beside: Collection[str] = (),
-             cure: str = "is it the file of another network?") -> None:
+def fill_all(module: nn.Module, weights: Mapping[str, Tensor], where: str | Path,
+             beside: Collection[str] = ()) -> None:
     """Every tensor of the module from `weights`, in its own precision; `beside` names others that may be there."""
     own = module.state_dict()
     kept = {k: w for k, w in weights.items() if k in own or k not in beside}
-    require_same(own, kept, type(module).__name__, where, cure)
+    require_same(own, kept, type(module).__name__, where,
+                 "is it the file of another network?")
     module.load_state_dict(kept)

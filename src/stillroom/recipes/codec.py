@@ -40,10 +40,9 @@ FACTORS = {4: (1, 3, 3), 8: (1, 3, 3, 3), 16: (1, 3, 3, 3, 3), 32: (1, 3, 3, 3, 
 
 
 @dataclass(frozen=True, kw_only=True)
-class Squares(Images, Run):
+class Cut(Images, Run):
     """What codecs and their students learn from: squares, and from how far away pictures are taken."""
 
-    size: int = 64
     crop: Literal["centre", "random", "shrink"] = "shrink"
     shrink: tuple[Positive, Positive] = (1.0, 8.0)
     steps: int = 5000
@@ -51,6 +50,11 @@ class Squares(Images, Run):
     lpips: Where = ""
     """Folder with the public weight files of LPIPS, for perceptual terms; random features stand in, unless given."""
     average: Decay = 0.999
+
+
+@dataclass(frozen=True, kw_only=True)
+class Squares(Cut):
+    size: int = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +77,7 @@ class Settings(Squares):
     model: Optimizer = field(default_factory=lambda: Optimizer(lr=1e-3, clip=1.0, warmup=100, decay="cosine"))
 
 
-def perceptual_of(settings: Squares, weight: float) -> tuple[str, Callable[[Tensor, Tensor], Tensor]] | None:
+def perceptual_of(settings: Cut, weight: float) -> tuple[str, Callable[[Tensor, Tensor], Tensor]] | None:
     """A distance of two pictures' feature maps [B], and its name: a stand-in is not called LPIPS. None where it counts
     for nothing."""
     if not weight:

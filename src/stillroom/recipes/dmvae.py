@@ -24,7 +24,7 @@ nothing like the data, of few modes above all, costs most.
 
 import re
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Literal, cast
@@ -54,10 +54,10 @@ from stillroom.recipes._drawing import (
     stages_of,
 )
 from stillroom.recipes._shaping import ByCritic, ByDrift, ByScores, divergence, fake_of
-from stillroom.recipes.codec import Squares, perceptual_of, require_whole_latents
+from stillroom.recipes.codec import Cut, perceptual_of, require_whole_latents
 from stillroom.settings import Count, Natural, NotNegative, Optimizer, Place, Refusal, Share, Where, seed_of
 from stillroom.train import Average, Product, Role, Stage, load_product
-from stillroom.train.teacher import is_ours, open_codec, open_teacher
+from stillroom.train.teacher import is_ours, open_codec, open_teacher, size_of
 from stillroom.train.world import pick_device
 
 JUDGED = 512
@@ -79,7 +79,9 @@ class ScoreNet(flows.Network):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings(Judged, Squares):
+class Settings(Judged, Cut):
+    size: Count | None = None
+    """Pixels a side of the squares; those that the codec's run learned from, unless given."""
     codec: Where
     """The tokenizer to begin with: a run of train codec, a folder of diffusers, or `bundled`."""
     reference: Annotated[str, Place(names=("gaussian",), after="samples:|noised:[^:]+:")]
@@ -162,7 +164,7 @@ def is_guided(s: Settings) -> bool:
 def refuse_what_cannot_be(s: Settings, codec: Codec, data) -> None:
     require_whole_latents(data, codec.space.factor)
     refuse_idle(s, data)
-    refuse_critic(s.adversarial, s.critic_from, s.adversarial_from, s.size)
+    refuse_critic(s.adversarial, s.critic_from, s.adversarial_from, data.shape[-1])
     if s.adversarial:
         last_weight(codec.decoder)
     if not (s.l1 or s.l2 or s.perceptual):
@@ -180,6 +182,10 @@ def refuse_what_cannot_be(s: Settings, codec: Codec, data) -> None:
 class DMVAE(OfPictures):
     Settings = Settings
     inputs = ("data",)
+
+    @classmethod
+    def settled(cls, settings):
+        return replace(settings, size=settings.size or size_of(settings.codec))
 
     def __init__(self, settings: Settings, data):
         s = self.settings = settings
@@ -343,7 +349,7 @@ class DMVAE(OfPictures):
         after, pictures = normalised(codec, self.data, s.seed)
         card = {
             "codec": s.codec, "codec_hash": self.hash, "units": asdict(self.codec.space), "reference": s.reference,
-            "seed": s.seed, "classes": self.classes, "match": s.match, "data": s.data, "size": s.size,
+            "seed": s.seed, "classes": self.classes, "match": s.match, "data": s.data, "size": self.data.shape[-1],
             "statistics": {"pictures": pictures},
             "distance": {"before": self.distances(self.before), "after": self.distances(self.encoded(x, codec)),
                          "reference to itself": apart(self.target[:half], self.target[half:])},

@@ -15,7 +15,7 @@ Expect: a teacher that passes the gate after some thousand steps on small images
 """
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, cast
 
 import torch
@@ -29,7 +29,7 @@ from stillroom.nets.offload import device_of
 from stillroom.paths import VE, Cosine, LawName, Linear, Tabulated, dimension_shift, law_of
 from stillroom.settings import Count, Decay, Images, Optimizer, Positive, Refusal, Run, Share, Where
 from stillroom.train import Average, Product, Recipe, Role, Stage
-from stillroom.train.teacher import open_codec
+from stillroom.train.teacher import open_codec, size_of
 from stillroom.train.world import pick_device
 
 
@@ -59,7 +59,8 @@ class Settings(Net):
     batch: int = 64
     codec: Where = ""
     """Pictures are encoded by it first, once, into the run's folder: a flow of latents. Else of pictures, or of a store
-    of latents, as they are."""
+    of latents, as they are. Pictures are then as large as those that the codec's run learned from, unless --size is
+    given."""
     path: Literal["linear", "cosine", "ddpm", "ve"] = "linear"
     prediction: Literal["v", "x0", "eps"] = "v"
     times: LawName = "uniform"
@@ -123,6 +124,10 @@ class FlowMatching(Recipe):
         net = make_net(settings, data.shape, self.classes)
         self.model = Denoiser(net, path, settings.prediction, scale_input=settings.path == "ve")
         self.mean = Average(self.model, settings.average)
+
+    @classmethod
+    def settled(cls, settings):
+        return replace(settings, size=settings.size or size_of(settings.codec)) if settings.codec else settings
 
     @classmethod
     def prepare(cls, settings, sources, note):

@@ -128,6 +128,11 @@ class Recipe:
     inputs: ClassVar[tuple[str, ...]] = ()  # () makes "needs no data" structural
 
     @classmethod
+    def settled(cls, settings: Any) -> Any:
+        """The settings, with what was left open decided by what they name: a codec's size, above all."""
+        return settings
+
+    @classmethod
     def prepare(cls, settings: Any, sources: Mapping[str, Any], note: Callable[[str], None]) -> Mapping[str, Any]:
         """What is made of the data before anything else, a cache of a teacher's answers above all. One process calls
         it first; the others find its work done."""

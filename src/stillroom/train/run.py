@@ -51,6 +51,11 @@ def sources_of(make: Make, settings: Run, given: Mapping[str, Any] | None) -> di
     return out
 
 
+def settled(make: Make, settings: Run) -> Run:
+    decide: Callable[[Run], Run] | None = getattr(make, "settled", None)
+    return settings if decide is None else decide(settings)
+
+
 def as_source(thing: Any) -> Source:
     """Tensors x, or (x, y), as a source; a source as it is."""
     if isinstance(thing, torch.Tensor):
@@ -113,7 +118,7 @@ def require_empty(out: Path) -> None:
 def start(make: Make, settings: Run, name: str, given: Mapping[str, Any] | None = None,
           watch: Watch | None = None) -> Path:
     """A new run from its first step to its product. Returns its folder."""
-    settings = checked(settings, name)
+    settings = settled(make, checked(settings, name))
     with open_world(settings.device) as world:
         require_empty(settings.out)
         world.wait()
@@ -208,7 +213,7 @@ def weights_of(settings: Run) -> dict[str, str]:
 
 def fit(make: Make, settings: Run, watch: Watch | None = None, **given: Any) -> Path:
     """A run from Python: starts it, or goes on if its folder holds it already. `given` are tensors x, or (x, y)."""
-    settings = checked(settings, "settings")
+    settings = settled(make, checked(settings, "settings"))
     if not (settings.out / "settings.toml").exists():
         return start(make, settings, f"python:{getattr(make, '__name__', 'recipe')}", given, watch)
     _, before, _ = read_run(settings.out, lambda _name: make)
@@ -276,6 +281,7 @@ def inputs_of(sources: Mapping[str, Source]) -> dict[str, Any]:
 def make_plan(make: Make, settings: Run, given: Mapping[str, Any] | None = None,
               watch: Watch | None = None) -> trial.Plan:
     """What the run would cost, from a few steps that leave nothing behind: nothing is prepared on disk either."""
+    settings = settled(make, settings)
     with open_world(settings.device) as world:
         untracked = dataclasses.replace(settings, track="none")
         with prepared(make, untracked, sources_of(make, settings, given), None, watch, world) as trainer:

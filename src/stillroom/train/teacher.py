@@ -111,6 +111,11 @@ def require_encoding(card: Mapping[str, Any], data: Samples, name: str) -> None:
     raise Refusal(f"{name}: made on other latents than those of {data.name}: another {', another '.join(other)}")
 
 
+def size_of(codec: str) -> int | None:
+    """Pixels a side of the squares that a codec's run learned from."""
+    return read_json(product_folder(codec) / "product.json")["card"].get("size") if is_ours(Path(codec)) else None
+
+
 def pipeline_of(spec: str) -> str:
     """The diffusers folder or hub id that a teacher is, or that our run's teacher was; "" of a closed form, and of a
     flow that was trained here."""
