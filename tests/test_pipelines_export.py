@@ -308,7 +308,7 @@ def test_what_no_pipeline_draws(home, tmp_path):
     few = FewStep([d], shape, [plan(2)], "renoise")
     cases = [
         (FewStep([d], shape, [plan(2)], "jump"), "told two times"),
-        (FewStep([d, d], shape, [plan(2)], "ode"), "an expert for each of 2 steps"),
+        (FewStep([d, d], shape, [plan(2)], "ode"), "it has 2 experts, and a pipeline has one network"),
         (one_step(teacher, asked=0.0), "asked at time 0 and answers for time 1"),
         (Routed([few, few], [0, 1, 0]), "a Routed is no one network along a plan .*; it cannot be exported"),
         (OneStep(MLP(2), Linear(), "v", (2,)), "its network is a MLP, for which diffusers has no pipeline"),

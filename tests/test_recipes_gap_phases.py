@@ -300,10 +300,55 @@ def test_a_phase_begins_where_the_products_experts_came_to(teacher):
     assert torch.allclose(x, drawn, atol=1e-6)
 
 
+@pytest.mark.parametrize("left", [0, 1])
+def test_a_phase_of_two_steps_is_left_after_any_of_them_and_ends_where_it_should(teacher, left):
+    """By hand: experts of the first phase as averaged take its two steps; the second's leaves after one, straight to
+    the end, or after both. The gradient is of the step that ends it."""
+    made = PhasedDMD(settings_of(PhasedDMD, teacher, student_steps=4, phases=2))
+    assert len(made.experts) == 2 and [p.end for p in made.phases] == [0.5, 0.0]
+    for i, module in enumerate((made.means[0].module, made.experts[1])):
+        shaken(module, i)
+    turn = turn_of(made, stage=made.phases[1].name)
+    y, z = made.labels(turn), made.noise(turn)
+
+    def euler(net, x, t, s):
+        return x + (s - t) * net.v(x, torch.full((64,), t), y)
+
+    with torch.no_grad():
+        x = euler(made.means[0].module, euler(made.means[0].module, z, 1.0, 0.75), 0.75, 0.5)
+        if left:
+            x = euler(made.experts[1], x, 0.5, 0.25)
+    x = euler(made.experts[1], x, 0.25 if left else 0.5, 0.0)
+    again = turn_of(made, stage=made.phases[1].name)
+    again.rand = lambda shape, shared=False: torch.tensor([0.3, 0.8])[left]
+    there, _ = made.generated(made.phases[1], again)
+    assert torch.allclose(there, x, atol=1e-5)
+    mine, hand = (torch.autograd.grad(v.square().sum(), list(made.experts[1].parameters())) for v in (there, x))
+    assert all(torch.allclose(g, h, rtol=1e-3, atol=1e-3) for g, h in zip(mine, hand, strict=True))
+
+
+def test_experts_of_a_phase_take_all_of_its_steps_when_drawn_from(teacher):
+    made = PhasedDMD(settings_of(PhasedDMD, teacher, student_steps=4, phases=2))
+    for i, mean in enumerate(made.means):
+        shaken(mean.module, i)
+    few, z, y = made.generator(), torch.randn(8, 2), torch.arange(8) % made.flow.classes
+    x, times = z, (1.0, 0.75, 0.5, 0.25, 0.0)
+    with torch.no_grad():
+        for k in range(4):
+            x = x + (times[k + 1] - times[k]) * made.means[k // 2].module.v(x, torch.full((8,), times[k]), y)
+        assert torch.allclose(few.drawing(1.0, None, None)(lambda _: z, y), x, atol=1e-5)
+
+
+def test_phases_are_equal_shares_of_the_students_steps(teacher):
+    with pytest.raises(Refusal, match="phases 3: 4 student steps have no equal shares for as many"):
+        PhasedDMD(settings_of(PhasedDMD, teacher, student_steps=4, phases=3))
+
+
 def test_a_few_steps_come_nearer_than_the_teachers_one(tmp_path, teacher, data):
     first = far(stillroom.load(run(DMD, tmp_path / "none", teacher, steps=1)), data)
-    for name, more in {"nested": {}, "disjoint": {"intervals": "disjoint"}, "lora": {"lora": 8}}.items():
-        out = run(PhasedDMD, tmp_path / name, teacher, steps=600, student_steps=2, **more)
+    for name, more in {"nested": {}, "disjoint": {"intervals": "disjoint"}, "lora": {"lora": 8},
+                       "two steps a phase": {"student_steps": 4, "phases": 2}}.items():
+        out = run(PhasedDMD, tmp_path / name, teacher, steps=600, **{"student_steps": 2, **more})
         assert far(stillroom.load(out), data) < 0.5 * first, name
     product = load_product(tmp_path / "nested")
     assert product.kind == "generator" and list(product.parts["generator"].plans) == [2]

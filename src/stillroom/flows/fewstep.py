@@ -38,7 +38,8 @@ def step(denoiser: Denoises, x_t: Tensor, t: Tensor, s: Tensor, y: Tensor | None
 
 def rollout(denoisers: Sequence[Denoises], z: Tensor, times: Sequence[float], y: Tensor | None, move: Move,
             eps: Callable[[int], Tensor], gradient: Gradient, leave: int | None = None) -> Tensor:
-    """From noise z at times[0] to times[-1]; of several denoisers each takes one step. eps(k): noise of the k-th state.
+    """From noise z at times[0] to times[-1]; of several denoisers each takes as many steps, one after another. eps(k):
+    noise of the k-th state.
 
     gradient: which steps carry one: none, the last, all, or the `exit`, step `leave`, which goes straight to the end.
     """
@@ -49,7 +50,7 @@ def rollout(denoisers: Sequence[Denoises], z: Tensor, times: Sequence[float], y:
     first = {"none": len(steps), "last": len(steps) - 1, "exit": len(steps) - 1, "all": 0}[gradient]
     x = denoisers[0].path.over(torch.full((len(z),), times[0], device=z.device), z).sigma * z
     for k, (t, s) in enumerate(steps):
-        each = denoisers[min(k, len(denoisers) - 1)]
+        each = denoisers[k * len(denoisers) // len(steps)]
         now, then = (torch.full((len(x),), u, device=x.device) for u in (t, s))
         noise = eps(k + 1) if move == "renoise" and s > 0 else torch.zeros_like(x)
         with torch.set_grad_enabled(torch.is_grad_enabled() and k >= first):
@@ -59,7 +60,7 @@ def rollout(denoisers: Sequence[Denoises], z: Tensor, times: Sequence[float], y:
 
 @buildable
 class FewStep(Generator):
-    """Denoisers along a plan of times from noise to 0: one for all of its steps, or one expert for each.
+    """Denoisers along a plan of times from noise to 0: one for all of its steps, or experts, each for as many of them.
 
     plans: by their number of steps; the first is taken unless told otherwise. Guidance is what they learned.
     """

@@ -3,8 +3,9 @@
 Problem: of a student of several steps DMD lets one step carry the gradient, and judges the x0 that it answers: each
 step is taught to be the last one, and several are hardly more diverse than one.
 
-Equation (Fan et al. 2025): at times 1 = t_0 > ... > t_N = 0, expert k makes an Euler step from t_{k-1} to s = t_k. The
-law of its x_s is matched, at noise levels above s: with x_t = alpha_{t|s} x_s + sigma_{t|s} eps, t in (s, 1],
+Equation (Fan et al. 2025): at times 1 = t_0 > ... > t_N = 0, expert k makes an Euler step from t_{k-1} to s = t_k (or,
+of a phase of several steps, these; in training it leaves after any of them, and goes straight to s). The law of its x_s
+is matched, at noise levels above s: with x_t = alpha_{t|s} x_s + sigma_{t|s} eps, t in (s, 1],
 
     grad = E[ w (F(x_t, t, y) - T(x_t, t, y)) dx_s ],    F = argmin E omega |sigma_{t|s} (F(x_t, t, y) - u)|^2
     u = (alpha_s^2 sigma_t + alpha_t sigma_s^2) / (alpha_s^2 sigma_{t|s}) eps - x_s / alpha_s
@@ -16,7 +17,7 @@ DMD, but for omega. Experts that were trained stand still, and in each phase the
 
 Paper: Phased DMD: Few-step Distribution Matching Distillation via Score Matching within Subintervals, arXiv 2510.27684.
 
-Expect: N networks to keep, of which each step asks one; see the claim `phased-dmd`.
+Expect: a network for each phase to keep, of which each step asks one; see the claim `phased-dmd`.
 """
 
 from collections.abc import Mapping
@@ -30,7 +31,7 @@ from stillroom.flows import FewStep, rollout
 from stillroom.match import direction, pseudo_target, squared_error
 from stillroom.paths import Coefficients, Law, LawName, between, sign_of, subinterval_target
 from stillroom.recipes._students import Distillation, Student, averaged, plans_of
-from stillroom.settings import Count, Optimizer, Share
+from stillroom.settings import Count, Optimizer, Refusal, Share
 from stillroom.train import Role, Stage
 from stillroom.train.checkpoint import fill
 
@@ -42,7 +43,9 @@ MOST = 10.0
 class Settings(Student):
     ABSENT: ClassVar[Mapping[str, str]] = {"data": "phased DMD needs none; leave it out"}
     student_steps: Count = 4
-    """Evaluations for a sample; each is an expert's, with a phase of its own: an equal share of `steps`."""
+    """Evaluations for a sample."""
+    phases: Count | None = None
+    """Experts, each with an equal share of `steps` and of the student's steps; one for each of these unless given."""
     intervals: Literal["nested", "disjoint"] = "nested"
     """Noise levels of a phase that ends at s: all above s, or those up to where the phase begins."""
     every: Count = 2
@@ -54,9 +57,20 @@ class Settings(Student):
     score: Optimizer = field(default_factory=lambda: Optimizer(lr=2e-4, clip=1.0))
 
 
+def steps_each(settings: Settings) -> int:
+    """Of the student, in a phase."""
+    phases = settings.phases or settings.student_steps
+    if settings.student_steps % phases:
+        raise Refusal(f"phases {phases}: {settings.student_steps} student steps have no equal shares for as many; give "
+                      "a number that divides them")
+    return settings.student_steps // phases
+
+
 class Phase(NamedTuple):
     k: int
-    start: float
+    first: int
+    """Of its steps."""
+    last: int
     end: float
     law: Law
 
@@ -78,15 +92,16 @@ class PhasedDMD(Distillation):
         super().__init__(settings)
         self.settings = settings
         (self.plan,) = plans_of(self.flow, settings.student_steps)
-        self.phases = [self.phase(k) for k in range(settings.student_steps)]
+        self.each = steps_each(settings)
+        self.phases = [self.phase(k) for k in range(settings.student_steps // self.each)]
         self.experts = [self.begun() for _ in self.phases]
         self.means = [self.follower(expert) for expert in self.experts]
         self.fake = self.begun_whole()
 
     def phase(self, k: int) -> Phase:
-        start, end = self.plan[k : k + 2]
-        high = start if self.settings.intervals == "disjoint" else 1.0
-        return Phase(k, start, end, self.law_between(end, high, self.settings.times, self.settings.law))
+        first, stop = k * self.each, (k + 1) * self.each
+        end, high = self.plan[stop], self.plan[first] if self.settings.intervals == "disjoint" else 1.0
+        return Phase(k, first, stop - 1, end, self.law_between(end, high, self.settings.times, self.settings.law))
 
     def roles(self):
         s = self.settings
@@ -115,9 +130,12 @@ class PhasedDMD(Distillation):
 
     def generated(self, phase: Phase, turn) -> tuple[Tensor, Tensor | None]:
         """x_s, the end of the phase, from noise: the steps before are those of the product's experts."""
-        y, z, k = self.labels(turn), self.noise(turn), phase.k
-        experts = [*(averaged(mean) for mean in self.means[:k]), self.experts[k]]
-        return rollout(experts, z, self.plan[: k + 2], y, "ode", lambda _: z, "last"), y
+        y, z, leave = self.labels(turn), self.noise(turn), phase.last
+        if self.each > 1:
+            leave = phase.first + int(turn.rand((1,), shared=True) * self.each)
+        before = [averaged(self.means[i // self.each]) for i in range(phase.first)]
+        mine = [self.experts[phase.k]] * (leave + 1 - phase.first)
+        return rollout([*before, *mine], z, (*self.plan[: leave + 1], phase.end), y, "ode", lambda _: z, "last"), y
 
     # ---- at noise levels above s ----
 

@@ -49,8 +49,8 @@ def student_in(model: nn.Module, name: str) -> Student:
                        model.drawing(1.0, None, None))
     if isinstance(model, FewStep):
         if len(model.denoisers) > 1:
-            raise Refusal(f"{name}: it has an expert for each of {len(model.denoisers)} steps, and a pipeline has one "
-                          "network; it cannot be exported")
+            raise Refusal(f"{name}: it has {len(model.denoisers)} experts, and a pipeline has one network; it "
+                          "cannot be exported")
         if model.move == "jump":
             raise Refusal(f"{name}: its network is told two times, and those of pipelines one; it cannot be exported")
         one = plain(model.denoisers[0], name)
