@@ -17,7 +17,7 @@ Paper: Generative Modeling via Drifting, arXiv 2602.04770; Drift-RAE, arXiv 2606
 extrapolation and the choice of taps are our reading).
 
 Expect: the loss stands still, because V is normalised. Look at field/*: the raw field beside that of real samples in
-the place of generated ones. `stillroom inspect` tells beforehand whether the kernel can see the modes of a space.
+the place of generated ones. `stillroom inspect` says what the kernel would see of a space; see `drifting-scatter`.
 """
 
 import dataclasses

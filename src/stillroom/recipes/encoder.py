@@ -13,7 +13,7 @@ resolution at which the student learns. The teacher's decoder stays as it is.
 
 Paper: Distilling Latent Manifolds: Resolution Extrapolation by Variational Autoencoders, arXiv 2603.14536.
 
-Expect: latents within some hundredths of the teacher's variance, closer still on enlarged pictures; the
+Expect: latents within some thousandths of the teacher's variance, closer still on enlarged pictures; the
 reconstruction's error grows by tenths of a decibel.
 """
 

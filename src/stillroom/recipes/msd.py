@@ -16,7 +16,8 @@ All students move in every step, each by a batch of its own: K times the work, t
 
 Paper: Multi-student Diffusion Distillation for Better One-step Generators, arXiv 2410.23274.
 
-Expect: nearer to the teacher than one student of the same size after as many updates of each.
+Expect: nearer to the teacher than one student of the same size after as many updates of each (on each of three seeds
+of its claim, not beyond their spread).
 """
 
 import dataclasses
