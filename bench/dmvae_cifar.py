@@ -39,6 +39,7 @@ RUNS = {
     "ref": ["train", "flow", "--codec", "TOK", *PRIOR],
     "dmvae-ssl": [*BROUGHT, *TO_SSL],
     "dmvae-gmm": [*BROUGHT, "--reference", "gmm:10", "--no-conditional"],
+    "dmvae-gmm-classes": [*BROUGHT, "--reference", "gmm:10"],
     "dmvae-gaussian": [*BROUGHT, "--reference", "gaussian"],
     "dmvae-noised": [*BROUGHT, "--reference", "noised:0.3", "--no-conditional"],
     "null": [*BROUGHT, *TO_SSL, "--weight", "0"],
