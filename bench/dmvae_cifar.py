@@ -84,7 +84,7 @@ def distances(place: Path) -> list[str]:
 
 def page(place: Path, said: str) -> str:
     m = machine()
-    commands = [f"stillroom {' '.join(words)} --data train.parquet --size 32 --seed {SEED} --out {name}"
+    commands = [f"stillroom {' '.join(placed(words, Path()))} --data train.parquet --size 32 --seed {SEED} --out {name}"
                 for name, words in RUNS.items()]
     return "\n".join([
         "# DMVAE on CIFAR-10", "",

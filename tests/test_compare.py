@@ -258,6 +258,16 @@ def test_a_prior_that_is_there_sooner_is_named():
     assert "fast after 5 steps is where slow is after 20." in front([slow, fast], {"frechet": 0.5})["sentences"]
 
 
+def test_of_many_codecs_it_names_those_ahead_and_leaves_figures_to_the_tables():
+    best, *others = [codec(name, noisy(30 - i, i), 1.0 + 2 * (i > 0), early=early) for i, (name, early) in enumerate(
+        [("best", 2.9), ("a", 9.0), ("b", 9.0), ("c", 9.0), ("d", 9.0)])]
+    told = front([best, *others], {"frechet": 0.5})["sentences"]
+    assert "d is behind best, a, b and c." in told
+    assert any(line.startswith("c is behind best, a and b: best has ") for line in told)
+    assert "best after 5 steps is where a, b, c and d are after 20." in told
+    assert any(line.endswith("cannot be read: a beside b, c and d; b beside c and d; c beside d.") for line in told)
+
+
 # ---- what it prints and writes ----
 
 def test_the_page_and_the_terminal_say_what_the_json_says(both):

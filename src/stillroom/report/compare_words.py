@@ -8,10 +8,11 @@ from typing import Any
 import torch
 
 from stillroom.measure.bootstrap import difference_interval
-from stillroom.report.words import number
+from stillroom.report.words import listed, number
 
 Codec = Mapping[str, Any]
 CLEAR = 2.0             # deviations of a difference of Fréchet distances, below which it is not read
+FEW = 3                 # codecs or pairs of them of which each is told in figures; of more, names
 
 
 def last(codec: Codec) -> Mapping[str, Any]:
@@ -65,18 +66,26 @@ def sentences(codecs: Sequence[Codec], kept: Sequence[Codec], behind: Mapping[st
     at = {c["name"]: c for c in codecs}
     for name, by in behind.items():
         if by:
-            told.append(f"{name} is behind {' and '.join(by)}: {'; '.join(lack(at[name], at[b]) for b in by)}.")
-    unread = [f"{a['name']} and {b['name']} ({number(abs(last(a)['frechet'] - last(b)['frechet']), 3)} apart, where "
-              f"{number(CLEAR * noise(a, b), 3)} may be chance)"
-              for i, a in enumerate(codecs) for b in codecs[i + 1 :] if clear_distance(a, b) == 0]
-    if unread:
+            told.append(f"{name} is behind {listed(by)}" + (
+                f": {'; '.join(lack(at[name], at[b]) for b in by)}." if len(by) <= FEW else "."))
+    if unread := chances([(a, b) for i, a in enumerate(codecs) for b in codecs[i + 1 :] if clear_distance(a, b) == 0]):
         told.append("In Fréchet distance these lie within what drawing other samples changes, and their order in "
-                    f"modelling cannot be read: {', '.join(unread)}.")
+                    f"modelling cannot be read: {unread}.")
     told += speed(codecs)
     told.append(f"Held-out pictures themselves come to a Fréchet distance of {number(floor['frechet'], 3)}.")
     told.append("One prior was trained for each codec: deviations are those of drawing other samples from it, and say "
                 "nothing of another training. Before a small difference counts, compare again with another --seed.")
     return told
+
+
+def chances(pairs: Sequence[tuple[Codec, Codec]]) -> str:
+    if len(pairs) <= FEW:
+        return ", ".join(f"{a['name']} and {b['name']} ({number(abs(last(a)['frechet'] - last(b)['frechet']), 3)} "
+                         f"apart, where {number(CLEAR * noise(a, b), 3)} may be chance)" for a, b in pairs)
+    others: dict[str, list[str]] = {}
+    for a, b in pairs:
+        others.setdefault(a["name"], []).append(b["name"])
+    return "; ".join(f"{name} beside {listed(beside)}" for name, beside in others.items())
 
 
 def kept_in_words(kept: Sequence[Codec], count: int) -> str:
@@ -106,16 +115,19 @@ def signed(x: float) -> str:
 
 
 def speed(codecs: Sequence[Codec]) -> list[str]:
-    """Where one prior is, at an earlier look, clearly where another ends."""
+    """Where one prior is, at an earlier look, clearly where others end."""
     told = []
     for b in codecs:
+        reached: dict[int, list[str]] = {}
         for a in codecs:
             if a is b or clear_distance(b, a) >= 0:
                 continue
-            end = last(a)
-            early = [r for r in b["generation"] if r["guidance"] == 1 and r["step"] < end["step"]
-                     and r["frechet"] <= end["frechet"]]
-            if early:
-                told.append(f"{b['name']} after {early[0]['step']:,} steps is where {a['name']} is after "
-                            f"{end['step']:,}.")
+            early = (r["step"] for r in b["generation"] if r["guidance"] == 1 and r["step"] < last(a)["step"]
+                     and r["frechet"] <= last(a)["frechet"])
+            if step := next(early, None):
+                reached.setdefault(step, []).append(a["name"])
+        if reached:
+            each = (f"after {step:,} steps is where {listed(names)} {'is' if len(names) == 1 else 'are'}"
+                    for step, names in sorted(reached.items()))
+            told.append(f"{b['name']} {', and '.join(each)} after {last(b)['step']:,}.")
     return told

@@ -3,7 +3,7 @@
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 LONGEST = 200  # characters of one value before it is cut; settings and cards may hold whole tensors
@@ -18,6 +18,11 @@ def number(value: float, digits: int = 4) -> str:
     if 10**digits - 0.5 <= abs(value) < 1e7:
         return f"{value:,.0f}"
     return re.sub(r"e([+-])0*(\d+)", lambda m: f"e{m[1].strip('+')}{m[2]}", f"{value:.{digits}g}")
+
+
+def listed(names: Sequence[str]) -> str:
+    """a; a and b; a, b and c."""
+    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
 
 
 def is_number(value: Any) -> bool:
