@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from plain_loop import plain
+from stillroom.recipes.dmd import DMD
 from stillroom.settings import Optimizer, Refusal, Run, Where
 from stillroom.settings.files import file_written_atomically, folder_written_atomically
 from stillroom.train import Average, Product, Recipe, Role, Silent, Stage, fit, load, resume, start
@@ -19,6 +20,7 @@ from stillroom.train.checkpoint import Shelf, restored
 from stillroom.train.folder import RunFolder, read_rows
 from stillroom.train.learner import rate
 from stillroom.train.product import amend_product, save_product
+from stillroom.train.teacher import weights_digest
 from three_roles import Generator, Settings, ThreeRoles, points
 
 
@@ -256,6 +258,75 @@ def test_a_run_goes_on_with_what_it_began_with_wherever_that_is(tmp_path, monkey
         go_on()
     go_on(teacher=str(tmp_path / "moved"))
     assert f'teacher = "{tmp_path}/moved"' in (run / "settings.toml").read_text()
+
+
+@pytest.mark.parametrize("lora", [0, 2])
+def test_a_run_goes_on_with_other_peoples_weights_that_it_began_with_alone(tmp_path, lora):
+    diffusers = pytest.importorskip("diffusers")
+    place, run, info = tmp_path / "teacher", tmp_path / "run", tmp_path / "run/run.json"
+
+    def save_teacher(seed):
+        torch.manual_seed(seed)
+        diffusers.UNet2DModel(
+            sample_size=8, block_out_channels=(4, 8), layers_per_block=1, norm_num_groups=2, attention_head_dim=8,
+            down_block_types=("DownBlock2D", "AttnDownBlock2D"), up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+        ).save_pretrained(place / "unet")
+
+    class Ungated(DMD):
+        ends = True
+
+        def check(self, batch):
+            pass
+
+        def losses(self, batch, turn):
+            if Ungated.ends and turn.step == 4:
+                raise KeyboardInterrupt
+            return super().losses(batch, turn)
+
+    def go_on(**moved):
+        return resume(run, lambda _: Ungated, None, Silent(), moved)
+
+    diffusers.DDPMScheduler(prediction_type="v_prediction").save_pretrained(place / "scheduler")
+    save_teacher(0)
+    with pytest.raises(KeyboardInterrupt):
+        start(Ungated, DMD.Settings(out=run, teacher=str(place), steps=6, batch=4, precision="float32", device="cpu",
+                                    checkpoint_every=4, lora=lora), "dmd", None, Silent())
+    Ungated.ends = False
+    before = shutil.copytree(run, tmp_path / "before")
+    save_teacher(1)
+    with pytest.raises(Refusal, match=r"teacher .* holds other weights than those it began with"):
+        go_on()
+
+    told = json.loads(info.read_text())
+    info.write_text(json.dumps(told | {"weights": {}}))     # as it was written before
+    if lora:
+        with pytest.raises(Refusal, match="weights that this run keeps frozen are not those it began with"):
+            go_on()
+    else:
+        go_on()
+    shutil.rmtree(run)
+    before.rename(run)
+    save_teacher(0)
+    place.rename(tmp_path / "moved")
+    go_on(teacher=str(tmp_path / "moved"))
+
+
+def test_weights_are_named_by_what_they_hold_wherever_they_lie(tmp_path):
+    def digest(name, files):
+        for file, content in files.items():
+            (tmp_path / name / file).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name / file).write_text(content)
+        return weights_digest(str(tmp_path / name))
+
+    pipeline = {"unet/a.safetensors": "a", "vae/b.safetensors": "b"}
+    known = digest("one", pipeline)
+    assert known == digest("two", pipeline | {"text_encoder/c.safetensors": "c", "unet/config.json": "{}"})
+    assert known not in (digest("three", pipeline | {"vae/b.safetensors": "B"}), digest("one", {"unet/d.pth": "d"}))
+    digest("tae", {"encoder.pth": "e", "decoder.pth": "d", "other.pth": "o"})
+    halves = digest("tae/encoder.pth", {})
+    assert digest("tae", {"other.pth": "O"}) and digest("tae/encoder.pth", {}) == halves
+    assert digest("tae", {"decoder.pth": "D"}) and digest("tae/encoder.pth", {}) != halves
+    assert [weights_digest(name) for name in ("ring:8", "owner/model", str(tmp_path / "nowhere"))] == [None] * 3
 
 
 def test_infinite_gradients_of_a_finite_loss_stop_too(tmp_path):

@@ -2,7 +2,7 @@
 
 import dataclasses
 import importlib.metadata
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,8 @@ from stillroom.settings.limits import places_of
 from stillroom.train import trial
 from stillroom.train.folder import RunFolder, machine, now
 from stillroom.train.loop import Trainer
-from stillroom.train.product import product_hash
 from stillroom.train.recipe import Recipe
-from stillroom.train.teacher import is_ours
+from stillroom.train.teacher import is_ours, weights_digest
 from stillroom.train.track import tracked
 from stillroom.train.watch import Lines, Watch
 from stillroom.train.world import World, open_world
@@ -189,9 +188,8 @@ def is_finished(path: Path) -> bool:
 
 def require_weights(folder: RunFolder, settings: Run) -> None:
     """Those that the run began with; asked before anything is prepared with them."""
-    here = weights_of(settings)
     for name, was in folder.read_info()["weights"].items():
-        if here.get(name) != was:
+        if weights_digest(getattr(settings, name)) != was:
             raise Refusal(f"{folder.path}: {name} {getattr(settings, name)} holds other weights than those it began "
                           f"with; say where they are: stillroom resume {folder.path} --{name.replace('_', '-')} PLACE")
 
@@ -205,10 +203,13 @@ def require_inputs(folder: RunFolder, sources: Mapping[str, Source]) -> None:
                           f"began with {was['count']} of {was['shape']}; put these back, or choose another folder")
 
 
-def weights_of(settings: Run) -> dict[str, str]:
-    """Of every product of ours that a setting names: another may come to its place, and it may move."""
+def weights_of(settings: Run, inputs: Collection[str]) -> dict[str, str]:
+    """Of every place that a setting names: other weights may come there, and they may move. Inputs are no weights,
+    unless they are a product of ours."""
     named = {name: getattr(settings, name) for name in places_of(type(settings))}
-    return {name: product_hash(place) for name, place in named.items() if place and is_ours(Path(place))}
+    held = {name: weights_digest(place) for name, place in named.items()
+            if place and (name not in inputs or is_ours(Path(place)))}
+    return {name: digest for name, digest in held.items() if digest}
 
 
 def fit(make: Make, settings: Run, watch: Watch | None = None, **given: Any) -> Path:
@@ -267,7 +268,7 @@ def info(trainer: Trainer, name: str, notes: list[str]) -> dict[str, Any]:
         "steps": trainer.schedule.steps,
         "precision": trainer.settings.precision,
         "inputs": inputs_of(trainer.sources),
-        "weights": weights_of(trainer.settings),
+        "weights": weights_of(trainer.settings, trainer.sources),
         "notes": notes,
         "sessions": [{"start_step": 0, "started": now()}],
     }

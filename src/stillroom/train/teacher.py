@@ -1,5 +1,6 @@
 """Teachers by name, frozen: flows (a closed-form mixture, one of our runs, a diffusers folder) and codecs."""
 
+import hashlib
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,7 +10,7 @@ from stillroom.codecs import Codec
 from stillroom.data import Source, Stream, encoding_card
 from stillroom.flows import Flow, Mixture
 from stillroom.settings import Refusal
-from stillroom.settings.files import read_json
+from stillroom.settings.files import read_json, sha256
 from stillroom.train.product import load_product, product_folder, product_hash
 
 _MIXTURE = re.compile(r"(ring|grid):(\d+)(?::(\d+\.?\d*|\.\d+))?")
@@ -155,6 +156,25 @@ def frozen(module):
 
 def is_ours(path: Path) -> bool:
     return (path / "settings.toml").is_file() or (path / "product.json").is_file()
+
+
+def weights_digest(place: str) -> str | None:
+    """Names what a place holds by its weights, wherever they lie. None where no weights are: a closed form, a name on
+    the hub."""
+    if is_ours(Path(place)):
+        return product_hash(place)
+    sums = sorted(map(sha256, weight_files(Path(place))))
+    return hashlib.sha256(" ".join(sums).encode()).hexdigest() if sums else None
+
+
+def weight_files(place: Path) -> list[Path]:
+    """Of other people: a file, with the other half of a codec that its name tells of; or all in a folder, of a
+    pipeline's those of its model and its VAE alone: text encoders do not answer in training, and are large."""
+    halves = {place.with_name(place.name.replace(one, other)) for one, other in (("encoder", "decoder"),
+                                                                                ("decoder", "encoder"))}
+    parts = [home for part in ("unet", "transformer", "vae") if (home := place / part).is_dir()] or [place]
+    found = [p for home in parts for p in home.rglob("*")] if place.is_dir() else [place, *halves - {place}]
+    return [p for p in found if p.suffix in (".safetensors", ".pth") and p.is_file()]
 
 
 def kind_of(place: Path | str) -> str:
