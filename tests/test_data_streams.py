@@ -116,6 +116,27 @@ def test_two_ranks_and_two_micros_see_what_one_process_would(tmp_path):
             assert one.cursor(k) == left.cursor(k) == right.cursor(k)
 
 
+def test_what_augments_is_that_of_the_step_for_ranks_micros_and_whoever_resumes(tmp_path):
+    draw = torch.Generator().manual_seed(0)
+    with tarfile.open(tmp_path / "0.tar", "w") as tar:
+        for v in range(20):
+            out = io.BytesIO()
+            pixels = torch.randint(256, (9, 12, 3), generator=draw, dtype=torch.uint8)
+            Image.fromarray(pixels.numpy()).save(out, "PNG")
+            add(tar, f"s{v:02d}.png", out.getvalue())
+
+    def made(**how):
+        return Loader(stream(tmp_path, flip=True, crop="random"), seed=4, batch=8, workers=0, **how)
+
+    with made() as one, made(micros=2, rank=0, world=2) as left, made(micros=2, rank=1, world=2) as right:
+        for k in range(4):
+            whole = one.at(k)[0].x
+            parts = [b.x for pair in zip(left.at(k), right.at(k), strict=True) for b in pair]
+            assert torch.equal(whole, torch.cat(parts))
+            with made(start=k, cursor=one.cursor(k - 1) if k else None) as again:
+                assert torch.equal(again.at(k)[0].x, whole)
+
+
 def test_a_stream_is_read_in_order_and_resumed_with_a_cursor(tmp_path):
     write(tmp_path)
     with Loader(stream(tmp_path), seed=0, batch=2) as loader:
