@@ -14,11 +14,12 @@ from torch import nn
 
 from command import TINY
 from stillroom.codecs import Codec
-from stillroom.data import LatentSpace
+from stillroom.data import LatentSpace, Loader, Tensors
 from stillroom.settings import Optimizer, Refusal
 from stillroom.train import Role, load_product, loop
 from stillroom.train.folder import read_rows
 from stillroom.train.shard import shard
+from stillroom.train.turn import Noise, Turn
 from stillroom.train.world import World
 from three_roles import Generator  # noqa: F401  (its product names this class)
 from two_processes import BALANCED, CASES, SPREAD, balanced, run, save_teacher
@@ -57,14 +58,33 @@ def alone(tmp_path_factory):
     return launch([sys.executable], tmp_path_factory.mktemp("alone") / "run", "copy")
 
 
-@pytest.mark.parametrize(("launcher", "how"), [(TORCHRUN, "copy"), (ACCELERATE, "copy"), (TORCHRUN, "shard")],
-                         ids=["torchrun", "accelerate", "sharded"])
+@pytest.mark.parametrize(("launcher", "how"), [(TORCHRUN, "copy"), (ACCELERATE, "copy"), (TORCHRUN, "shard"),
+                                               (TORCHRUN, "accumulate")],
+                         ids=["torchrun", "accelerate", "sharded", "accumulating"])
 def test_two_processes_equal_one(tmp_path, alone, launcher, how):
     weights, rows = launch(launcher, tmp_path / "run", how)
     for name, expected in alone[0].items():
         assert torch.allclose(weights[name], expected, rtol=0, atol=1e-6), name
     for row, expected in zip(rows, alone[1], strict=True):
         assert row == pytest.approx(expected, abs=1e-5, rel=1e-5)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("micros", [1, 2])
+def test_a_turns_rows_are_those_that_the_loader_hands_it(micros, rank):
+    world, source = World(rank, 2, torch.device("cpu")), Tensors(torch.arange(24.0)[:, None])
+
+    def rows(micro):
+        turn = Turn(step=3, stage="all", roles=frozenset(), batch=8, micros=micros, world=world,
+                    noise=Noise(0, 3, world.device), micro=micro, watched=False)
+        return turn.rows(8)
+
+    with Loader(source, seed=0, batch=8) as one, Loader(source, seed=0, batch=8, micros=micros, rank=rank,
+                                                        world=2) as parted:
+        whole, parts = one.at(3)[0].x, parted.at(3)
+    for m, part in enumerate(parts):
+        assert torch.equal(whole[rows(m)], part.x)
+    assert torch.equal(whole[rows(None)], torch.cat([part.x for part in parts]))
 
 
 @pytest.fixture(scope="module")

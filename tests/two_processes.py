@@ -110,5 +110,5 @@ if __name__ == "__main__":
                 run(case, out / case, Path(sys.argv[3]), shard=True)
     else:
         settings = Settings(out=out, steps=20, precision="float32", log_every=1, checkpoint_every=10,
-                            shard=how == "shard")
+                            shard=how == "shard", accumulate=2 if how == "accumulate" else 1)
         start(NoDropout, settings, "three", {"data": points()}, Silent())
