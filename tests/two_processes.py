@@ -38,8 +38,12 @@ CASES = {
     "endpoint": ("endpoint", {"student": FAST, "pairs": 16, "teacher_steps": 2}),
     "drifting": ("drifting", {"student": FAST, "data": "clusters", "size": 1, "support": 4, "bank": 8, "groups": 4,
                               "early": 0.5}),
+    "decoupled-dmd, statistics": ("decoupled-dmd", {"student": FAST, "score": FAST, "guidance": 2.0,
+                                                    "shield": "statistics"}),
 }
-SPREAD = ("dmd, heads on what learns", "dmd, heads that teach", "gdd", "sds", "msd, smaller")   # over two processes too
+SPREAD = ("dmd, heads on what learns", "dmd, heads that teach", "gdd", "sds", "msd, smaller", "drifting",
+          "decoupled-dmd, statistics")
+"""Over two processes too; the last two carry gradients back through what is gathered."""
 
 SMALL = {"data": "given", "size": 8, "steps": 4, "batch": 16, "precision": "float32", "device": "cpu", "log_every": 1,
          "perceptual": 0.0, "critic_width": 4, "adversarial": 0.5, "critic_from": 0.0, "adversarial_from": 0.0,
