@@ -9,11 +9,14 @@ import stillroom as package
 from command import stillroom
 from stillroom.data import Encoding, Latents, LatentSpace, encoding_card, write_latents
 from stillroom.data.batch import Batch
+from stillroom.flows import denoising_loss
 from stillroom.nets import DDT, MLP, DiT, UNet
-from stillroom.paths import Linear, Shifted, Uniform, law_of, uniform_grid
+from stillroom.paths import Linear, LogitNormal, Shifted, Uniform, law_of, uniform_grid
 from stillroom.recipes.flow import FlowMatching, Net, Settings, make_net, shift_of
 from stillroom.settings import Refusal, from_mapping, to_mapping
 from stillroom.train import Silent, fit, load_product, resume
+from stillroom.train.turn import Noise, Turn
+from stillroom.train.world import World
 
 
 def settings(out="unused", **more):
@@ -58,6 +61,30 @@ def test_the_shift_reaches_training_and_sampling(tmp_path):
 def test_a_law_of_no_shift_is_the_law_itself():
     assert law_of(settings().times, Linear(), 1.0) == Uniform()
     assert law_of(settings().times, Linear(), 2.0) == Shifted(Uniform(), 2.0)
+
+
+def test_times_sampler_and_drop_are_those_of_the_settings(tmp_path):
+    given = settings(times="logit-normal", shift=1.0, sampler="ddim", sampler_steps=7, drop=0.5)
+    recipe = FlowMatching(given, latents(tmp_path / "latents"))
+    flow = recipe.flow()
+    assert (flow.sampler, flow.steps) == ("ddim", 7) and recipe.law == law_of("logit-normal", Linear(), 1.0)
+    draw, x, y = torch.Generator().manual_seed(1), torch.randn(12, 4, 4, 4), torch.arange(12) % 3
+    for p in recipe.model.parameters():         # one that begins at zero is deaf to labels
+        p.data = 0.3 * torch.randn(p.shape, generator=draw)
+
+    def turn():
+        world = World(0, 1, torch.device("cpu"))
+        return Turn(step=0, stage="train", roles=frozenset({"model"}), batch=12, micros=1, world=world,
+                    noise=Noise(0, 0, world.device), micro=0, watched=False)
+
+    by_hand = turn()
+    t, eps, u = by_hand.draw(LogitNormal(), 12), by_hand.randn(x), by_hand.rand((12,))
+    dropped = u < 0.5
+    assert 0 < dropped.sum() < 12
+    expected = denoising_loss(recipe.model, x, t, eps, y.masked_fill(dropped, recipe.null))
+    told = recipe.losses({"data": Batch(x, y)}, turn())["model"]["flow"]
+    assert torch.equal(told, expected)
+    assert not torch.equal(told, denoising_loss(recipe.model, x, t, eps, y))
 
 
 def test_an_open_shift_stays_open_in_a_settings_file():
