@@ -1,8 +1,17 @@
 """Adversarial terms: closed forms, what the balance promises, and augmentations one by one."""
 
+import pytest
 import torch
 
-from stillroom.match.adversarial import DRAWS, adaptive_weight, augmented, critic_hinge, maker_hinge
+from stillroom.match.adversarial import (
+    DRAWS,
+    adaptive_weight,
+    augmented,
+    critic_hinge,
+    maker_hinge,
+    r1,
+    r1_approximate,
+)
 
 MIDDLE = torch.full((1, DRAWS), 0.5)        # no change of colour, no shift
 
@@ -26,6 +35,18 @@ def test_the_best_critic_by_the_hinge_is_the_sign_of_the_difference_of_densities
         expected = p * critic_hinge(values, torch.full_like(values, -5)) + (1 - p) * critic_hinge(
             torch.full_like(values, 5), values)
         assert abs(float(values[expected.argmin()]) - best) < 0.02
+
+
+def test_the_penalty_without_a_second_derivative_is_the_penalty():
+    """Of a linear critic |w|^2 / 2 exactly, and E (w eps std)^2 / (2 std^2) is that at any std."""
+    g = torch.Generator().manual_seed(0)
+    x, w = torch.randn(40_000, 3, generator=g).requires_grad_(), torch.tensor([2.0, -1.0, 0.5])
+    exact = float(r1(x @ w, x)[0])
+    x = x.detach()
+    assert exact == pytest.approx(float(w.square().sum() / 2))
+    for std in (0.1, 2.0):
+        nearby = x + std * torch.randn(x.shape, generator=g)
+        assert float(r1_approximate(x @ w, nearby @ w, std).mean()) == pytest.approx(exact, rel=0.05)
 
 
 def test_weighted_so_both_terms_move_the_layer_equally():
