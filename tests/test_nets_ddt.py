@@ -32,6 +32,11 @@ def opened(seed=0, **options):
     test_nets.test_gradient_reaches_every_parameter,
     test_nets.test_training_leaves_the_zero_start,
     test_nets.test_samples_do_not_see_each_other,
+    test_nets.test_every_input_place_can_reach_every_output_place,
+    test_nets.test_time_and_second_time_change_the_answer,
+    test_nets.test_the_derivative_along_the_path_exists,
+    test_nets.test_the_last_layer_answers_in_float32_under_autocast,
+    test_nets.test_wrong_conditions_are_refused,
 ])
 def test_it_keeps_the_laws_of_all_nets(law, monkeypatch):
     monkeypatch.setitem(test_nets.KINDS, "ddt", (lambda **k: small(**k), (6, 4, 4)))
