@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch.distributions import Normal, kl_divergence
 
 import stillroom as package
 from command import refused, stillroom
@@ -27,7 +28,7 @@ from stillroom.judge.pictures import pictures_of
 from stillroom.nets import MLP, Lora
 from stillroom.paths import Linear, Shifted, Uniform, dimension_shift, law_of
 from stillroom.recipes._masking import Own
-from stillroom.recipes._shaping import ByCritic, ByDrift, ByScores, fake_of
+from stillroom.recipes._shaping import ByCritic, ByDrift, ByScores, divergence, fake_of
 from stillroom.recipes.dmvae import DMVAE, ScoreNet, Settings
 from stillroom.recipes.flow import FlowMatching
 from stillroom.recipes.flow import Settings as FlowSettings
@@ -377,6 +378,22 @@ def test_the_ordinary_vae_is_a_pull_too(tmp_path, x, drawing):
     out = trained(tmp_path / "run", x, drawing, match="kl", fake_steps=0)
     rows = read_rows(out / "metrics.jsonl")
     assert "codec/kl" in rows[2] and not any(name.startswith("fake/") for row in rows for name in row)
+
+
+def test_its_pull_is_the_divergence_from_the_unit_normal(tmp_path, x, drawing):
+    g = torch.Generator().manual_seed(0)
+    mean, logvar = torch.randn(5, 3, 2, 2, generator=g), torch.randn(5, 3, 2, 2, generator=g)
+
+    def by_hand(mean, logvar):
+        return kl_divergence(Normal(mean, (logvar / 2).exp()), Normal(0 * mean, 1 + 0 * mean)).flatten(1).mean(1)
+
+    torch.testing.assert_close(divergence(mean, logvar), by_hand(mean, logvar))
+    recipe = DMVAE(settings(tmp_path / "no", drawing, match="kl", fake_steps=0, weight=0.3), Tensors(x))
+    turn = Draws()
+    turn.stage = "match"
+    told = recipe.losses({"data": Batch(x[:6], None)}, turn)["codec"]["kl"]
+    mean, logvar = recipe.codec.posterior(x[:6].expand(-1, 3, -1, -1))
+    torch.testing.assert_close(told, 0.3 * by_hand(mean, logvar))
 
 
 def test_a_trained_flow_is_a_reference_and_so_is_its_adapter(tmp_path, codec, flow, data):
