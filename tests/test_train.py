@@ -48,8 +48,7 @@ def same(a, b, tolerance=0.0):
 def test_equals_a_plain_loop_bit_for_bit(tmp_path):
     train(tmp_path / "run")
     rows, student, bank = plain(points(), Generator, 60, 16)
-    logged = [{k: v for k, v in r.items() if k in by_hand} for r, by_hand in
-              zip(read_rows(tmp_path / "run/metrics.jsonl"), rows, strict=True)]
+    logged = [{k: v for k, v in r.items() if "/" in k} for r in read_rows(tmp_path / "run/metrics.jsonl")]
     assert logged == rows
     assert same(weights(tmp_path / "run"), {**student.state_dict(), "bank": bank})
 
