@@ -98,7 +98,7 @@ def test_a_late_kill_costs_little(tmp_path):
     assert process.exitcode == -signal.SIGKILL
     session(run)
     sessions = json.loads((tmp_path / "run/run.json").read_text())["sessions"]
-    assert 1000 - sessions[1]["start_step"] < 0.35 * 1000
+    assert sessions[1]["start_step"] == 750             # an eighth of the run apart
 
 
 def test_ctrl_c_stops_between_steps_with_a_checkpoint(tmp_path):

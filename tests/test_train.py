@@ -20,6 +20,7 @@ from stillroom.train import Average, Product, Recipe, Role, Silent, Stage, fit, 
 from stillroom.train.checkpoint import Shelf, restored
 from stillroom.train.folder import RunFolder, read_rows
 from stillroom.train.learner import rate
+from stillroom.train.loop import Trainer
 from stillroom.train.product import amend_product, save_product
 from stillroom.train.teacher import weights_digest
 from stillroom.train.world import World
@@ -159,6 +160,13 @@ def test_all_checkpoints_damaged_starts_again(tmp_path):
 
     notes = damaged(tmp_path, all_of_them)
     assert any("starts again" in note for note in notes)
+
+
+def test_checkpoints_are_an_eighth_of_the_run_apart_and_at_most_a_thousand_steps(tmp_path):
+    for steps, every in ((5, 1), (1000, 125), (7999, 999), (20_000, 1000)):
+        given = Settings(out=tmp_path, steps=steps)
+        trainer = Trainer(ThreeRoles(given, points()), given, {}, World(0, 1, torch.device("cpu")))
+        assert trainer.checkpoint_every == every
 
 
 def test_keeps_the_last_checkpoints_and_the_best(tmp_path):
