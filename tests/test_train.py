@@ -335,7 +335,7 @@ def test_a_run_goes_on_with_other_peoples_weights_that_it_began_with_alone(tmp_p
     go_on(teacher=str(tmp_path / "moved"))
 
 
-def test_weights_are_named_by_what_they_hold_wherever_they_lie(tmp_path):
+def test_weights_are_named_by_what_they_hold_wherever_they_lie(tmp_path, monkeypatch):
     def digest(name, files):
         for file, content in files.items():
             (tmp_path / name / file).parent.mkdir(parents=True, exist_ok=True)
@@ -350,6 +350,8 @@ def test_weights_are_named_by_what_they_hold_wherever_they_lie(tmp_path):
     halves = digest("tae/encoder.pth", {})
     assert digest("tae", {"other.pth": "O"}) and digest("tae/encoder.pth", {}) == halves
     assert digest("tae", {"decoder.pth": "D"}) and digest("tae/encoder.pth", {}) != halves
+    monkeypatch.chdir(tmp_path / "two")
+    assert weights_digest(".") == known
     assert [weights_digest(name) for name in ("ring:8", "owner/model", str(tmp_path / "nowhere"))] == [None] * 3
 
 

@@ -170,10 +170,12 @@ def weights_digest(place: str) -> str | None:
 def weight_files(place: Path) -> list[Path]:
     """Of other people: a file, with the other half of a codec that its name tells of; or all in a folder, of a
     pipeline's those of its model and its VAE alone: text encoders do not answer in training, and are large."""
-    halves = {place.with_name(place.name.replace(one, other)) for one, other in (("encoder", "decoder"),
-                                                                                ("decoder", "encoder"))}
-    parts = [home for part in ("unet", "transformer", "vae") if (home := place / part).is_dir()] or [place]
-    found = [p for home in parts for p in home.rglob("*")] if place.is_dir() else [place, *halves - {place}]
+    if place.is_file():
+        halves = {place.name.replace(*words) for words in (("encoder", "decoder"), ("decoder", "encoder"))}
+        found = [place.with_name(name) for name in halves | {place.name}]
+    else:
+        homes = [home for part in ("unet", "transformer", "vae") if (home := place / part).is_dir()] or [place]
+        found = [p for home in homes for p in home.rglob("*")]
     return [p for p in found if p.suffix in (".safetensors", ".pth") and p.is_file()]
 
 
