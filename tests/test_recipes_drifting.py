@@ -96,9 +96,10 @@ def others_of(data, label, n, seed):
 
 
 @pytest.mark.parametrize(("source", "more", "n", "p"), [
-    (points, {}, 32, 16), (unlabelled, {"batch": 512, "support": 64}, 192, 64), (unlabelled, {}, 64, 16),
-    (lambda: points(40), {}, 10, 10), (unlabelled, {"noising": "query", "batch": 300}, 240, 16),
-], ids=["labels", "a group larger than the bank", "no labels", "few samples", "query"])
+    (points, {}, 32, 16), (unlabelled, {"batch": 512, "support": 64, "groups": 1}, 192, 64),
+    (unlabelled, {"groups": 1}, 64, 16), (unlabelled, {}, 8, 16), (lambda: points(40), {}, 10, 10),
+    (unlabelled, {"noising": "query", "batch": 300, "groups": 1}, 240, 16),
+], ids=["labels", "a group larger than the bank", "one without labels", "no labels", "few samples", "query"])
 def test_field_and_floor_are_of_as_many_samples_and_positives(source, more, n, p):
     recipe, asked = made(source(), **more), []
     raw = recipe.raw
@@ -129,7 +130,7 @@ def test_guided_groups_take_no_part_in_what_is_told():
 def test_a_floor_is_of_different_samples():
     """A bank larger than the data holds each of them more than once."""
     data = unlabelled(40)
-    recipe = made(data)
+    recipe = made(data, groups=1)
     for _ in range(6):
         recipe.bank.push(data.x, None)
     turn = turn_at()
@@ -317,6 +318,18 @@ def test_coverage_is_what_anchors_miss_of_each_other_among_samples_of_their_clas
     assert min(sum(terms[:16]), sum(terms[16:])) > 0
     assert found.losses["coverage"].tolist() == pytest.approx([3 * sum(terms[:16]) / 16, 3 * sum(terms[16:]) / 16],
                                                               rel=1e-4)
+
+
+def test_without_labels_samples_come_in_groups_that_are_as_many_as_their_positives(tmp_path):
+    """In one group of all samples, of which there were many more than positives, they pushed each other out: to a
+    deviation of 1.9."""
+    rate = Optimizer(lr=3e-3, clip=2.0, warmup=20)
+    x = torch.randn(2000, 2, generator=torch.Generator().manual_seed(0))
+    settings = Drifting.Settings(**{**PLAIN, "out": tmp_path / "run", "batch": 256, "groups": 8, "support": 32,
+                                    "width": 64, "steps": 250, "average": 0.95, "log_every": 50, "student": rate})
+    start(Drifting, settings, "drifting", {"data": Tensors(x, name="normal")}, Silent())
+    std = stillroom.load(tmp_path / "run").sample(2000, 0).std(0)
+    assert ((std > 0.9) & (std < 1.1)).all(), std
 
 
 def test_automatic_temperatures_are_those_of_a_class_spread():

@@ -373,13 +373,25 @@ def test_after_the_first_step_twinflow_holds_no_teacher(tmp_path, teacher):
     assert again.sample(4, steps=4).isfinite().all() and list(again.plans) == [1, 2, 4]
 
 
+def test_consistency_refuses_what_nothing_holds_to_x(tmp_path, data):
+    """A network that answers x0 has no skip: at t = 0 it says anything. Short jumps at first are the teacher's own."""
+    settings = FlowMatching.Settings(out=tmp_path / "flow", steps=1, batch=16, prediction="x0", **POINTS, **PLAIN)
+    teacher = str(start(FlowMatching, settings, "flow", {"data": data}, Silent()))
+    for recipe, more in ((Consistency, {}), (HyperSD, {"segments": (1,)})):
+        with pytest.raises(Refusal, match="it answers x0, which nothing holds to x at t = 0"):
+            made(recipe, teacher, **more)
+    made(HyperSD, teacher, segments=(4, 1))
+
+
 def test_guided_velocities_go_on_from_the_answer_without_the_label(teacher):
     recipe = made(TwinFlow, teacher, guidance=3.0)
     mean, x, t = recipe.mean.module, torch.randn(6, 2), torch.rand(6)
     y, v = torch.arange(6) % 2, torch.randn(6, 2)
     null = torch.full((6,), 2)
-    expected = v + 2 * (mean(x, t, y, t) - mean(x, t, null, t))
+    expected = v + (2 / 3) * (mean(x, t, y, t) - mean(x, t, null, t))
     assert torch.allclose(recipe.guided(v, x, t, y), expected, atol=1e-6)
+    answered, free = mean(x, t, y, t), mean(x, t, null, t)
+    assert torch.allclose(recipe.guided(free + (answered - free) / 3, x, t, y), answered, atol=1e-6)    # it stays there
     left = recipe.dropped(torch.zeros(400, dtype=torch.long), recipe.settings.drop, turn_of(recipe, batch=400))
     assert 1 < (left == 2).sum() < 100
 

@@ -24,7 +24,7 @@ from stillroom.flows import Denoiser, Move, require_sight, step
 from stillroom.match import pseudo_huber
 from stillroom.paths import expand, shift
 from stillroom.recipes._students import Distillation, WithData, averaged, generator_of, plans_of
-from stillroom.settings import Count
+from stillroom.settings import Count, Refusal
 
 SERVED = (1, 2, 4, 8)
 
@@ -50,6 +50,9 @@ class Consistency(Distillation):
         super().__init__(settings, data)
         self.settings = settings
         require_sight(self.flow.denoiser, f"teacher {settings.teacher}")
+        if self.origin.prediction == "x0" and not self.begins_near():
+            raise Refusal(f"teacher {settings.origin or settings.teacher}: it answers x0, which nothing holds to x at "
+                          "t = 0, and the student would fall to a point; give one that answers v or eps")
         self.student = self.begun()
         self.mean = self.follower(self.student)
         self.ends = self.in_place_of_data()
@@ -71,6 +74,10 @@ class Consistency(Distillation):
             arrived = expand(s <= r, x)                                         # by the teacher's step alone
             there = torch.where(arrived, x_s, step(self.target, x_s, s, r, y, self.jump))
         return step(self.student, x_t, t, r, y, self.jump), there, r
+
+    def begins_near(self) -> bool:
+        """Whether jumps are short at first, so that the teacher's own steps reach their ends."""
+        return False
 
     @property
     def target(self) -> Denoiser:

@@ -133,7 +133,7 @@ class Drifting(Recipe):
     def __init__(self, settings: Settings, data):
         self.settings, self.data, self.shape = settings, data, data.shape
         self.classes = None if data.classes is None else len(data.classes)
-        self.groups = min(settings.groups, self.classes or 1)
+        self.groups = min(settings.groups, self.classes or settings.groups)
         self.n = settings.batch // self.groups
         refuse_what_cannot_be(settings, self.groups, self.classes)
         self.teacher = open_teacher_of(settings.teacher, data) if settings.teacher else None
@@ -248,10 +248,9 @@ class Drifting(Recipe):
 
     def draw_groups(self, turn) -> Group:
         s, g = self.settings, self.groups
-        label = turn.rand((self.classes or 1,), shared=True).argsort()[:g]
+        label = turn.rand((self.classes or g,), shared=True).argsort()[:g]
         anyone, guided, strength, t = turn.rand((4, g), shared=True)
-        if self.classes is not None:
-            label = label.masked_fill(anyone < s.drop, self.classes)
+        label = 0 * label if self.classes is None else label.masked_fill(anyone < s.drop, self.classes)
         w = torch.where((guided < s.plain) | (anyone < s.drop), 1.0, power_law(strength, s.strongest, s.power))
         return Group(label, w, s.noise[0] + (s.noise[1] - s.noise[0]) * t)
 

@@ -85,6 +85,9 @@ class HyperSD(consistency.Consistency):
         self.reward = opened(s.reward, shape, self.flow.classes) if s.reward else None
         self.fake = super().begun_whole() if s.score_weight else None
 
+    def begins_near(self):
+        return self.settings.edges != () or self.settings.segments[0] > 1
+
     def begun_whole(self):
         return self.saving(widened(self.origin, "two_times")) if self.settings.told else super().begun_whole()
 

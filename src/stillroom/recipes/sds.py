@@ -42,7 +42,7 @@ class Settings(Run):
     """Give particle i the class i modulo the number of classes."""
     guidance: float = 1.0
     times: tuple[Share, Share] = (0.02, 0.98)
-    """Noise levels at which particles are looked at."""
+    """Noise levels at which particles are looked at, before the teacher's shift."""
     law: LawName = "uniform"
     """Of the times between them."""
     spread: NotNegative = 1.0
@@ -63,7 +63,7 @@ class SDS(Recipe):
         self.y = labels_of(settings.batch, self.flow.classes) if settings.conditional else None
         self.teacher = guided(self.flow.denoiser, settings.guidance)
         self.particles = Particles(settings.spread * torch.randn(settings.batch, *self.flow.shape))
-        self.law = law_within(self.teacher, *settings.times, settings.law)
+        self.law = law_within(self.teacher, *settings.times, settings.law, self.flow.shift)
 
     def check(self, batch):
         require_teacher(self.flow, self.settings.teacher, self.settings.batch)

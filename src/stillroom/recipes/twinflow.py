@@ -104,6 +104,9 @@ class TwinFlow(Distillation):
     def losses(self, batch, turn):
         x, y = self.given(batch, turn)
         s = self.settings
+        if s.twin and len(x) % 4:
+            raise Refusal(f"batch {s.batch}: it is {len(x)} samples for each process and micro-batch, of which every "
+                          "fourth is the network's own; give a multiple of 4 for each")
         own = (torch.arange(len(x), device=x.device) % 4 == 0) & (s.twin > 0)
         n = int(own.sum())                                                  # of its own samples, the rest of data
         drop = s.drop if s.guidance != 1 else 0.0
@@ -132,11 +135,13 @@ class TwinFlow(Distillation):
         return t, t * (1 - u)
 
     def guided(self, v: Tensor, x_t: Tensor, t: Tensor, y: Tensor | None) -> Tensor:
-        """The velocity of data, and on from what the average answers without the label."""
-        if self.settings.guidance == 1 or y is None:
+        """The velocity of data, and on from what the average answers without the label. With the label it answers as it
+        was guided before: what it comes to, F = v + (1 - 1/w) (F - F_null), is F_null + w (v - F_null)."""
+        w = self.settings.guidance
+        if w == 1 or y is None:
             return v
         mean = averaged(self.mean)
-        return v + (self.settings.guidance - 1) * (mean(x_t, t, y, t) - mean(x_t, t, torch.full_like(y, self.null), t))
+        return v + (1 - 1 / w) * (mean(x_t, t, y, t) - mean(x_t, t, torch.full_like(y, self.null), t))
 
     def averaged_jump(self, x: Tensor, t: Tensor, r: Tensor, y: Tensor | None) -> Tensor:
         mean, half = averaged(self.mean), (t + r) / 2
