@@ -1,7 +1,6 @@
 """Pictures with a teacher's answers: each asked once, whatever is killed, and never taken for another's."""
 
 import os
-import socket
 import subprocess
 import sys
 
@@ -175,15 +174,26 @@ def test_a_codecs_answers_are_those_that_it_gives_itself(tmp_path):
 
 
 PROCESS = """
-import sys, time
+import os, sys, time
 from datetime import timedelta
 from pathlib import Path
 import torch.distributed as dist
+from torch.distributed.distributed_c10d import _set_pg_timeout
 from stillroom.recipes import encoder
 from stillroom.train import Silent, start
+from stillroom.train.world import World
 
-dist.init_process_group("gloo", timeout=timedelta(seconds=3))      # less than what is prepared takes
-rank, out, real = dist.get_rank(), Path(sys.argv[1]), encoder.answering
+rank, out, real, patient = int(os.environ["RANK"]), Path(sys.argv[1]), encoder.answering, World.patience
+dist.init_process_group("gloo", f"file://{out.parent}.meeting", rank=rank, world_size=2)
+def patience(world):
+    _set_pg_timeout(timedelta(seconds=3))           # less than what is prepared takes
+    return patient(world)
+World.patience = patience
+class Prepares(encoder.EncoderDistillation):
+    @classmethod
+    def prepare(cls, *given):
+        _set_pg_timeout(timedelta(minutes=5))       # rank 1 has waited: a busy machine may be slow from here on
+        return super().prepare(*given)
 def answering(codec):
     def answer(x):
         print(len(x), flush=True)
@@ -194,7 +204,7 @@ def answering(codec):
 encoder.answering = answering
 settings = encoder.Settings(out=out, teacher=sys.argv[2], data="leaves", size=32, steps=4, params=9000, batch=8,
                             precision="float32", log_every=1, cache=out.parent / "cache", cache_crops=32)
-start(encoder.EncoderDistillation, settings, "encoder", watch=Silent())
+start(Prepares, settings, "encoder", watch=Silent())
 dist.destroy_process_group()
 """
 
@@ -205,14 +215,11 @@ def test_of_two_processes_one_prepares_and_both_learn_what_one_would(tmp_path):
     how = EncoderDistillation.Settings(out=tmp_path / "one/run", teacher=klt, data="leaves", size=32, steps=4, batch=8,
                                        params=9000, precision="float32", cache=tmp_path / "one/cache", cache_crops=32)
     alone = start(EncoderDistillation, how, "encoder", watch=Silent())
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    where = {**os.environ, "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2"}
+    where = {**os.environ, "OMP_NUM_THREADS": "1", "WORLD_SIZE": "2"}
     words = [sys.executable, "-c", PROCESS, str(tmp_path / "two/run"), klt]
     both = [subprocess.Popen(words, env=where | {"RANK": rank}, text=True, stdout=subprocess.PIPE,
                              stderr=subprocess.PIPE) for rank in "01"]
-    told = [process.communicate(timeout=100) for process in both]
+    told = [process.communicate(timeout=300) for process in both]
     assert [process.returncode for process in both] == [0, 0], told
     asked = [sum(map(int, out.split())) for out, _ in told]
     assert asked[0] >= 32 and asked[1] < 8
