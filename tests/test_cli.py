@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -366,14 +365,14 @@ def test_a_product_of_an_own_recipe_is_loaded_from_python_by_what_its_refusal_sa
 
 
 def test_own_recipe_killed_and_resumed_from_elsewhere_is_the_run_never_killed(tmp_path, monkeypatch):
-    slow = "from time import sleep\n" + MINE.replace("        noise =", "        sleep(0.02)\n        noise =")
-    Path("mine.py").write_text(slow)
+    dies = ("import os, signal\n" + MINE).replace("        noise =", """
+        if turn.step == 23 and "KILLED" in os.environ:
+            os.kill(os.getpid(), signal.SIGKILL)
+        noise =""")
+    Path("mine.py").write_text(dies)
     flags = ["--steps", "60", "--checkpoint-every", "5", "--quiet", "--precision", "float32"]
-    process = subprocess.Popen([sys.executable, "-m", "stillroom", "distill", "mine.py:Mine", "--out", "run", *flags])
-    while not list(Path("run/checkpoints").glob("step-*")) and process.poll() is None:
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
+    done = python("-m", "stillroom", "distill", "mine.py:Mine", "--out", "run", *flags, env={"KILLED": "1"})
+    assert done.returncode == -signal.SIGKILL, done.stderr
     Path("elsewhere").mkdir()
     monkeypatch.chdir("elsewhere")
     assert stillroom("resume ../run --quiet") == (0, "", "")

@@ -7,7 +7,6 @@ import os
 import random
 import signal
 import threading
-import time
 
 import pytest
 
@@ -25,13 +24,12 @@ def settings(out, accumulate):
                     checkpoint_every=11)
 
 
-def die():
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def session(settings, at_sync=0, at_step=0, later=0.0):
-    """One process of the run. It kills itself at a sync to disk, most of which belong to checkpoints, or so many
+def session(settings, at_sync=0, at_step=0, later=0.0, by=signal.SIGKILL):
+    """One process of the run. It signals itself at a sync to disk, most of which belong to checkpoints, or so many
     seconds after a step; both are counted from its own start, and 0 is never."""
+    def die():
+        os.kill(os.getpid(), by)
+
     syncs, steps, real = itertools.count(1), itertools.count(1), files.sync
 
     def sync(path):
@@ -69,8 +67,8 @@ def outcome(out):
 def test_killed_at_random_moments(tmp_path, accumulate):
     """Every second time inside a checkpoint's writing, else at a moment that the watch says, or after a step where so
     many are made before: no machine is so fast that the run ends before its kills."""
-    seed = random.randrange(10**6)
-    print(f"kills drawn with seed {seed}")
+    seed = int(os.environ.get("KILLS_SEED", random.randrange(10**6)))
+    print(f"kills drawn with KILLS_SEED={seed}")
     draw = random.Random(seed)
     start(ThreeRoles, settings(tmp_path / "whole", accumulate), "three", {"data": points()}, Silent())
     run = settings(tmp_path / "run", accumulate)
@@ -102,12 +100,10 @@ def test_a_late_kill_costs_little(tmp_path):
 
 
 def test_ctrl_c_stops_between_steps_with_a_checkpoint(tmp_path):
-    process = begun(run := settings(tmp_path / "run", 1))
-    while not (tmp_path / "run/metrics.jsonl").exists():
-        time.sleep(0.02)
-    os.kill(process.pid, signal.SIGINT)
+    process = begun(run := settings(tmp_path / "run", 1), at_step=20, by=signal.SIGINT)
     process.join()
     assert process.exitcode == 1  # the refusal that says how to go on
+    assert (tmp_path / "run/checkpoints/step-00000020").is_dir()
     session(run)
     start(ThreeRoles, settings(tmp_path / "whole", 1), "three", {"data": points()}, Silent())
     assert outcome(tmp_path / "run") == outcome(tmp_path / "whole")
