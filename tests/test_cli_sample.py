@@ -21,7 +21,7 @@ from stillroom.nets import MLP, DiT
 from stillroom.nets.coding import Decoder, Encoder
 from stillroom.paths import Linear
 from stillroom.settings import Refusal
-from stillroom.train import Product
+from stillroom.train import Product, load
 from stillroom.train.product import save_product
 
 SPACE = LatentSpace(4, 8, (0.0,) * 4, (0.5,) * 4)
@@ -119,6 +119,7 @@ def test_guidance_leads_away_from_a_weaker_model(home):
     assert np.array_equal(drawn(home / "flow", "f", "--n 4 --guidance 2")["x"],
                           drawn(home / "flow", "g", "--n 4 --guidance 2 --interval 0 1")["x"])
     some = drawn(home / "flow", "h", "--n 4 --guidance 2 --interval 0.1 0.5")["x"]
+    assert np.allclose(some, load(home / "flow").sample(4, guidance=2.0, interval=(0.1, 0.5)).numpy(), atol=1e-5)
     assert not np.allclose(some, np.load("f.npz")["x"])
 
 
