@@ -5,7 +5,16 @@ import torch
 
 from closed_forms import each_path, mixture, natively
 from stillroom.flows import Mixture
-from stillroom.match import MATCHES, direction, gap, prediction_gap, pseudo_target, residual_weight, squared_error
+from stillroom.match import (
+    MATCHES,
+    direction,
+    gap,
+    prediction_gap,
+    pseudo_huber,
+    pseudo_target,
+    residual_weight,
+    squared_error,
+)
 from stillroom.paths import VE, Cosine, Linear, Tabulated, convert, sign_of, target
 
 F64 = torch.float64
@@ -207,3 +216,18 @@ def test_half_precision_networks_keep_their_gap_in_their_own_prediction():
 
     native, naive = half_precision(0)
     assert native < 0.05 < 0.15 < naive
+
+
+# ---- regression ----
+
+
+def test_pseudo_huber_is_its_formula_between_a_square_and_a_distance():
+    """Of means over coordinates: sqrt(e^2 + c^2) - c with e the root mean square, e^2 / 2c near zero and e - c far."""
+    a, b, _ = three()
+    e, c = (a - b).square().flatten(1).mean(1).sqrt(), 0.00054
+    assert torch.allclose(pseudo_huber(a, b), (e**2 + c**2).sqrt() - c, rtol=1e-12)
+    assert torch.allclose(pseudo_huber(a, b, 0.7), (e**2 + 0.49).sqrt() - 0.7, rtol=1e-12)
+    assert torch.allclose(pseudo_huber(a, b, 100.0), e**2 / 200, rtol=1e-3)
+    assert torch.allclose(pseudo_huber(1e6 * a, 1e6 * b), 1e6 * e - c, rtol=1e-12)
+    a.requires_grad_()
+    assert (gradient(pseudo_huber(a, a.detach().clone()), a) == 0).all()
