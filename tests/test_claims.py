@@ -1,26 +1,30 @@
 """Claims: how values become a verdict, that stored verdicts and the page are what the stored values give."""
 
+import contextlib
 import dataclasses
+import importlib
 import json
 import math
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import FunctionType
+from unittest.mock import MagicMock
 
 import pytest
 import torch
 from scipy import stats
 
-from stillroom import claims
-from stillroom.claims import docs, find, listing, stored
+from stillroom import claims, measure
+from stillroom.claims import _digits, docs, find, listing, stored
 from stillroom.claims import run as running
 from stillroom.claims.claim import Check, Claim, Part, interval, said_of, together, verdict
 from stillroom.claims.kept import Kept, held, part_of
 from stillroom.claims.picture import side_by_side
 from stillroom.cli.main import main
 from stillroom.recipes import listing as recipes
-from stillroom.settings import Refusal
+from stillroom.settings import Refusal, checked
 
 PAGE = Path(__file__).parents[1] / "docs" / "claims.md"
 """Claims about something that is not a recipe."""
@@ -194,6 +198,64 @@ def test_numbers_on_the_page():
     assert {value: docs.number(value) for value in shown} == shown
     assert docs.mean_and_sd([1.0, 2.0, 3.0]) == "2.0 ± 1.0"
     assert docs.mean_and_sd([1.0, None]) == "not finite"
+
+
+class Reached(Exception):
+    """An arm wants to go on with what a run learned, which here none does."""
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """Runs that are asked for; none is carried out."""
+    found, taught = [], _digits.taught
+    modules = [importlib.import_module(f"stillroom.claims.{p.stem}") for p in Path(claims.__file__).parent.glob("*.py")
+               if p.stem not in ("__init__", "run")]
+
+    def reached(*_what, **_how):
+        raise Reached
+
+    def run_in(folder, recipe, given=None, **settings):
+        known = checked(recipe.Settings(out=folder, device="cpu", precision="float32", **settings), recipe.__name__)
+        found.append(recipe)
+        assert set(given or {}) <= set(recipe.inputs) and all(given or hasattr(known, name) for name in recipe.inputs)
+        return folder
+
+    def learned(recipe, given=None, **settings):
+        run_in(Path("nowhere"), recipe, given, **settings)
+        raise Reached
+
+    monkeypatch.setattr(_digits, "taught", lambda net, loss, count, steps, seed: taught(net, loss, count, 1, seed))
+    monkeypatch.setattr("stillroom.train.load", reached)
+    monkeypatch.setattr("stillroom.claims.guidance_lora.guided", lambda *_: (torch.zeros(1, 2), 0.0))
+    monkeypatch.setattr("stillroom.claims.drift_stability.train", MagicMock())      # what its teacher draws, and
+    monkeypatch.setattr("stillroom.claims.drift_stability.seen", MagicMock())       # how far that is, come first
+    monkeypatch.setattr("stillroom.claims.encoder.held_out", lambda _data: torch.zeros(1, 3, 64, 64))
+    for long in ("encoder.learned_from", "dmvae_toy.energy"):
+        monkeypatch.setattr(f"stillroom.claims.{long}", reached)
+    instead = {running.run_in: run_in, running.learned: learned, measure.energy_distance: reached,
+               measure.panel: reached, measure.modes: reached}
+    for module in modules:
+        for name, thing in list(vars(module).items()):
+            if isinstance(thing, FunctionType) and thing in instead:
+                monkeypatch.setattr(module, name, instead[thing])
+    caches = [thing for module in modules for thing in vars(module).values() if hasattr(thing, "cache_clear")]
+    for each in caches:
+        each.cache_clear()
+    yield found
+    for each in caches:
+        each.cache_clear()
+
+
+WITH_RUNS = sorted({e.name for e in listing()} - {"drifting-identities"})
+
+
+@pytest.mark.parametrize("name", WITH_RUNS)
+def test_what_arms_ask_of_recipes_is_understood(name, asked):
+    """Each arm's first runs, up to where it would need what they learned."""
+    for arm in find(name).arms:
+        with contextlib.suppress(Reached):
+            find(name).measure(arm, 1, True)
+    assert len(asked) >= len(find(name).arms_of("subject")) + len(find(name).arms_of("null"))
 
 
 def tiny(arm, seed, quick):
