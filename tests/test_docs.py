@@ -1,13 +1,18 @@
 """The docs are true: their commands run, their examples run, their tables are what the house holds."""
 
+import contextlib
+import io
 import re
 import shlex
+from functools import cache
 from pathlib import Path
 
 import pytest
 
+from stillroom.cli.flags import flags_of
 from stillroom.cli.main import main
 from stillroom.cli.recipes import in_words, verdicts
+from stillroom.judge.asked import OfRuns
 from stillroom.recipes import listing
 
 ROOT = Path(__file__).parents[1]
@@ -42,7 +47,9 @@ def test_the_readmes_python_runs_and_goes_on_where_it_was(tmp_path, monkeypatch)
     names: dict = {}
     exec(block, names)
     assert set(names["weights"]) == {"0.weight", "0.bias", "2.weight", "2.bias"}
-    exec(block, names)  # finished: nothing is trained again
+    before = {p: p.stat().st_mtime_ns for p in Path("runs/auto").rglob("*")}
+    exec(block, names)
+    assert {p: p.stat().st_mtime_ns for p in Path("runs/auto").rglob("*")} == before    # nothing is trained again
 
 
 def test_the_own_recipe_of_the_docs_runs(tmp_path, monkeypatch):
@@ -52,6 +59,38 @@ def test_the_own_recipe_of_the_docs_runs(tmp_path, monkeypatch):
     (tmp_path / "mine.py").write_text(code)
     run_commands(commands)
     assert (tmp_path / "herd.png").exists()
+
+
+def commands(text: str) -> list[str]:
+    """Of blocks, line by line, and of lines of text, between backticks."""
+    fenced, inline = re.findall(r"```\w*\n(.*?)```", text, re.DOTALL), re.sub(r"```.*?```", "", text, flags=re.DOTALL)
+    lines = [line.partition(" #")[0] for block in fenced for line in block.replace("\\\n", " ").splitlines()]
+    whole = [*lines, *(" ".join(found.split()) for found in re.findall(r"`([^`]+)`", inline))]
+    return [part.strip() for line in whole for part in line.split("&&") if part.strip().startswith("stillroom ")]
+
+
+@cache
+def known(*words: str) -> set[str]:
+    """The flags that the help of a command names, and those that every one takes."""
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said), contextlib.suppress(SystemExit):
+        main([*words, "--help"])
+    more = {name for name, _ in flags_of(OfRuns)} if words == ("compare",) else set()
+    return {f"--{name}" for name in more} | set(re.findall(r"--[a-z](?:[\w.-]*\w)?", said.getvalue())) | {"--help"}
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md"))], ids=lambda p: p.name)
+def test_the_flags_of_the_pages_commands_are_those_of_their_help(page):
+    for line in commands(page.read_text()):
+        _, command, *rest = re.sub(r"[][|]", " ", line).split()
+        words = [command]
+        if command in ("train", "distill"):
+            if ".py" in rest[0]:
+                continue
+            words += rest[:1]
+        preset = re.search(r"--preset (\w+)", line) if words[1:] == ["codec"] else None
+        flags = known(*words, "--preset", preset[1]) | {"--preset"} if preset else known(*words)
+        assert set(re.findall(r"(?<!\S)--[a-z][\w.-]*", " ".join(rest))) <= flags, line
 
 
 def test_the_readmes_table_is_the_listing_with_its_verdicts():
