@@ -243,6 +243,24 @@ def test_data_named_from_one_folder_is_found_from_another(monkeypatch, tmp_path)
         monkeypatch.chdir(tmp_path)
 
 
+def test_a_run_whose_data_moved_is_told_where_it_is(tmp_path):
+    Path("pictures").mkdir()
+    for i in range(8):
+        Image.new("RGB", (8, 8), (30 * i, 0, 0)).save(f"pictures/{i}.png")
+    words = TINY.replace("digits", "pictures")
+    assert stillroom("train flow", words, "--steps 2 --checkpoint-every 1 --quiet --out run") == (0, "", "")
+    whole = weights("run")
+    shutil.rmtree("run/product")
+    shutil.rmtree("run/checkpoints/step-00000002")
+    Path("pictures").rename("moved")
+    assert stillroom("resume run --quiet").code == 2
+    told = stillroom("resume run --quiet --nosuch x")
+    assert told.code == 2 and "'--nosuch' is no place that the settings of run name" in told.err
+    assert stillroom("resume run --quiet --data moved") == (0, "", "")
+    assert read_toml(Path("run/settings.toml"))["data"] == f"{tmp_path}/moved"
+    assert equal(weights("run"), whole)
+
+
 def test_a_folder_called_like_builtin_data_does_not_hide_it():
     Path("digits").mkdir()
     assert stillroom("train flow", TINY, "--steps 1 --quiet --out run").code == 0
