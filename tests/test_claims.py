@@ -466,6 +466,16 @@ def test_the_margin_against_sds_keeps_its_sign_where_noise_turns_that_of_mmd():
     assert check.margin({"MMD², 5 modes": 0.01}, {"sds": {"MMD², 5 modes": -0.001}}) < 0
 
 
+def test_a_claims_picture_is_drawn_to_a_file(tmp_path, monkeypatch, capsys):
+    from stillroom.report.plots import scatter
+
+    seeds = []
+    use(monkeypatch, fake(pictures=lambda seed: seeds.append(seed) or scatter({"a": torch.randn(50, 2)})))
+    assert main(["claims", "picture", "vsd", "--seed", "7", "--out", str(tmp_path / "new/vsd.png")]) == 0
+    assert seeds == [7] and (tmp_path / "new/vsd.png").read_bytes().startswith(b"\x89PNG")
+    assert capsys.readouterr().out == f"{tmp_path}/new/vsd.png\n"
+
+
 def test_panels_side_by_side():
     import io
 

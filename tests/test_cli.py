@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 import stillroom as package
-from command import TINY, files, python, stillroom
+from command import TINY, files, printed, python, stillroom
 from stillroom.cli.train import anchored, anchored_place
 from stillroom.recipes import listing
 from stillroom.recipes.dmvae import DMVAE
@@ -110,6 +110,12 @@ def test_looking_around_imports_no_torch(words):
     script = f"import sys; from stillroom.cli.main import main; code = main({words}); " \
              "sys.exit(99 if 'torch' in sys.modules else code)"
     assert python("-c", script).returncode == (2 if words[-1] in ("nosuch", "flwo") else 0)
+
+
+def test_env_says_what_a_bug_report_needs():
+    said = dict(line.split(maxsplit=1) for line in printed("env").splitlines())
+    assert said["torch"] == torch.__version__ and said["stillroom"] == printed("--version").strip()
+    assert {"diffusers", "safetensors", "system", "cuda"} <= said.keys()
 
 
 def test_recipes_are_listed_with_title_and_paper():
