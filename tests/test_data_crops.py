@@ -196,7 +196,12 @@ def test_a_recipe_may_have_another_law_by_default():
         crop: str = "shrink"                                                                      # type: ignore[assignment]
         shrink: tuple[float, float] = (1.0, 3.0)
 
-    assert open_source(Own(data="photos", size=16)).shape == (3, 16, 16)
-    assert open_source(Own(data="photos", size=16, crop="centre")).shape == (3, 16, 16)
+    def first(settings):
+        return open_source(settings).fetch([5], 3).x
+
+    shrunk = first(Images(data="photos", size=16, crop="shrink", shrink=(1.0, 3.0)))
+    centre = first(Images(data="photos", size=16, crop="centre"))
+    assert torch.equal(first(Own(data="photos", size=16)), shrunk) and not torch.equal(shrunk, centre)
+    assert torch.equal(first(Own(data="photos", size=16, crop="centre")), centre)
     with pytest.raises(Refusal, match="no effect"):
         open_source(Own(data="photos", size=16, crop="centre", shrink=(1.0, 8.0)))

@@ -122,8 +122,9 @@ def test_what_cannot_be_shown_is_refused(data, how, says):
         pictures(data, **how)
 
 
-def test_tars_and_latents_are_refused(tmp_path):
-    (tmp_path / "a.tar").write_bytes(b"")
+@pytest.mark.parametrize("name", ["a.tar", "latents-00000.safetensors"])
+def test_tars_and_latents_are_refused(tmp_path, name):
+    (tmp_path / name).write_bytes(b"")
     with pytest.raises(Refusal, match="folders, parquet and single files only"):
         pictures(tmp_path)
 
