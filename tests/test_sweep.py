@@ -4,6 +4,7 @@ import copy
 import csv
 import json
 import math
+import shutil
 from itertools import pairwise
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from PIL import Image
 
 import stillroom as library
 from command import files, stillroom
+from stillroom.cli import demo
 from stillroom.codecs import sweep as rows_of_sweep
 from stillroom.codecs.bits import in_bfloat16, with_int8_weights
 from stillroom.codecs.codec import Codec, fingerprint
@@ -26,9 +28,10 @@ from stillroom.data.images import signed
 from stillroom.measure.bootstrap import mean_interval
 from stillroom.measure.images import psnr
 from stillroom.measure.perceptual import Lpips
+from stillroom.recipes import find
 from stillroom.report.sweep import choice_in_words
 from stillroom.report.sweep_plots import apart, principal
-from stillroom.settings import Refusal
+from stillroom.settings import Refusal, checked
 from stillroom.train.product import amend_product, load_product, product_hash, save_product
 from stillroom.train.recipe import Product
 
@@ -436,6 +439,45 @@ def test_a_student_without_a_teacher_and_one_whose_teacher_changed(place, tmp_pa
                      "--quiet --out", tmp_path / "out")
     assert told.code == 2 and "nothing was saved: no scale was chosen" in told.err
     assert (tmp_path / "out" / "index.html").is_file()
+
+
+def test_a_codec_that_learned_from_pictures_alone_stands_beside(place, tmp_path):
+    told = stillroom("sweep", place / "same", "--data", place / "photos", "--sizes 64 --scales 1 --limit 3 --quiet "
+                     "--without teacher-bf16,teacher-int8,klt,klt-budget --recon-only", place / "wide", "--out",
+                     tmp_path / "out")
+    assert told.code == 0, told.err
+    measured = json.loads((tmp_path / "out/sweep.json").read_text())
+    row = row_of(measured, "recon-only", 64, 1.0)
+    x = squares_of(place, measured["sizes"][0]["names"], 64)
+    with torch.no_grad():
+        expected = psnr(library.load(place / "wide").reconstruct(x), x)
+    assert len(x) > 1 and row["values"]["psnr"] == pytest.approx(expected.tolist(), abs=1e-3)
+
+
+# ---- the tour ----
+
+
+def test_the_demo_ends_with_a_page(place, tmp_path, monkeypatch):
+    """With linear codecs in place of the two runs, whose settings their recipes take."""
+    def made(folder, recipe, values, quiet):
+        checked(find(recipe).Settings(out=folder, **values), recipe)
+        shutil.copytree(place / {"student": "student", "scratch": "wide"}[folder.name], folder / "product",
+                        dirs_exist_ok=True)
+        (folder / "settings.toml").write_text(f'recipe = "{recipe}"')
+        (folder / "run.json").write_text(json.dumps({"recipe": recipe, "steps": 7, "seconds": 3.0}))
+        return folder
+
+    monkeypatch.setattr(demo, "made", made)
+    monkeypatch.setattr(demo, "SIZES", "64,128")
+    monkeypatch.setattr(demo, "SCALES", "1,1.5")
+    for measures in (True, False):          # and again, which finds its measurements
+        told = stillroom("demo --quiet --out", tmp_path / "tour")
+        assert told.code == 0 and f"the tour's page: {tmp_path}/tour/index.html\n" in told.out, told.err
+        assert ("Chosen on" in told.out) == measures
+    page = (tmp_path / "tour/index.html").read_text()
+    assert "7 steps of encoder in 3 s" in page and "7 steps of codec in 3 s" in page
+    measured = json.loads((tmp_path / "tour/student/sweep/sweep.json").read_text())
+    assert {"teacher", "student", "scratch", "klt"} <= {row["contender"] for row in measured["rows"]}
 
 
 # ---- the theorems' own arithmetic ----
