@@ -259,14 +259,6 @@ def test_draws_that_cannot_be(runs, words, line):
     assert says(refused("sample", runs / "plain", "--n 2 --steps 1", words), line)
 
 
-@pytest.mark.parametrize(("words", "line"), [
-    ("--guidance 2", "points are not sampled anew: leave out --guidance"),
-    ("--out folder", "samples of shape (2,) are no pictures; write them to FILE.npz"),
-])
-def test_points_are_not_drawn_anew(runs, words, line):
-    assert says(refused("sample", runs / "points", words), line)
-
-
 @pytest.mark.parametrize("out", ["taken/x.png", "taken/x.npz", "taken", "folder.png"])
 def test_draws_to_places_that_are_taken(runs, out):
     Path("taken").write_text("")

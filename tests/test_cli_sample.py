@@ -263,7 +263,8 @@ def whole(home):
     ("grey", "--out x.npz --grid y.npz", "y.npz: a sheet is written to FILE.png"),
     ("points", "--start 10", "holds 10 points, and --start is 10"),
     ("points", "--weak early", "points are not sampled anew: leave out --weak"),
-    ("points", "--seed 7 --interval 0.2 0.8", "points are not sampled anew: leave out --seed, --interval"),
+    ("points", "--seed 7 --guidance 2 --interval 0.2 0.8",
+     "points are not sampled anew: leave out --seed, --guidance, --interval"),
     ("plane", "--out folder", "samples of shape (2,) are no pictures; write them to FILE.npz"),
 ])
 def test_draws_that_cannot_be(home, tmp_path, product, words, line):

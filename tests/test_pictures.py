@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from stillroom.flows import Flow, noise_of
 from stillroom.train.pictures import cloud, grid, preview, save_previews
 
 
@@ -51,4 +53,10 @@ def test_a_flow_on_latents_or_points_ends_with_a_product(tmp_path, shape):
     settings = Settings(out=tmp_path / "run", data="given", size=8, net="dit", width=12, depth=1, steps=2, batch=4,
                         precision="float32")
     start(FlowMatching, settings, "flow", {"data": torch.randn(16, *shape)}, Silent())
-    assert load(tmp_path / "run").sample(3, steps=2).shape == (3, *shape)
+    flow = load(tmp_path / "run")
+    assert isinstance(flow, Flow)
+    with Image.open(tmp_path / "run/samples/step-00000002-samples.png") as shown:
+        assert np.array_equal(np.asarray(shown), np.asarray(preview(flow.sample(64))))
+    start = noise_of(shape, 0, 3, 0)
+    x = start - flow.denoiser.v(start, torch.ones(3)).detach()      # of one step of Euler's
+    assert flow.shape == shape and torch.allclose(flow.sample(3, steps=1), x, atol=1e-6)
