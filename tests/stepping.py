@@ -1,5 +1,8 @@
 """A recipe's steps by hand, one at a time, and its weights before and after."""
 
+from contextlib import contextmanager
+
+import pytest
 import torch
 
 from stillroom.train import Silent, parts_of
@@ -20,6 +23,21 @@ def steps_of(trainer, count):
             yield trainer.step
             trainer.train_step(trainer.device_batch({name: each.at(trainer.step) for name, each in loaders.items()}))
             trainer.step += 1
+
+
+@contextmanager
+def stopped_at(stop):
+    """What trains here is interrupted before this step."""
+    step = Trainer.train_step
+
+    def stops(self, micros):
+        if self.step == stop:
+            raise KeyboardInterrupt
+        step(self, micros)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Trainer, "train_step", stops)
+        yield
 
 
 def whole(losses):

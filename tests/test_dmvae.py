@@ -15,7 +15,7 @@ from torch.distributions import Normal, kl_divergence
 import stillroom as package
 from command import refused, stillroom
 from pipelines import folder_of, prompts_file
-from stepping import same, state, steps_of, trainer_of
+from stepping import same, state, steps_of, stopped_at, trainer_of
 from stillroom import match
 from stillroom.codecs import Codec, fingerprint
 from stillroom.codecs.tokens import TokenEncoder
@@ -37,7 +37,6 @@ from stillroom.recipes.tokenizer import Tokenizer
 from stillroom.settings import Images, Optimizer, Refusal
 from stillroom.train import Product, Silent, fit, load_product, read_run, save_product
 from stillroom.train.folder import read_rows
-from stillroom.train.loop import Trainer
 from test_docs import blocks
 
 ROOT = Path(__file__).parents[1]
@@ -339,20 +338,12 @@ def test_the_decoder_is_tuned_to_the_average_encoder_which_stays(tmp_path, x, co
     {"adversarial": 0.5, "critic_from": 0.0, "adversarial_from": 0.5}, {"match": "adversarial"}, {"match": "drifting"},
     {"reference": "gmm:4"},
 ], ids=str)
-def test_a_run_that_was_stopped_goes_on_to_the_same_product(tmp_path, x, codec, monkeypatch, more):
+def test_a_run_that_was_stopped_goes_on_to_the_same_product(tmp_path, x, codec, more):
     more = {**more, "checkpoint_every": 1, "keep": 20}
     whole = trained(tmp_path / "a", x, codec, **more)
-    step = Trainer.train_step
     for stop in (1, 4, 7):
-        def stops(self, micros, stop=stop):
-            if self.step == stop:
-                raise KeyboardInterrupt
-            step(self, micros)
-
-        monkeypatch.setattr(Trainer, "train_step", stops)
-        with pytest.raises(KeyboardInterrupt):
+        with stopped_at(stop):
             trained(tmp_path / "b", x, codec, **more)
-    monkeypatch.setattr(Trainer, "train_step", step)
     one, two = (package.load(run) for run in (whole, trained(tmp_path / "b", x, codec, **more)))
     assert one.space == two.space and same(one.state_dict(), two.state_dict())
 
