@@ -8,7 +8,7 @@ from stillroom.data import Tensors
 from stillroom.measure import energy_distance
 from stillroom.recipes.flow import FlowMatching
 from stillroom.settings import Optimizer
-from stillroom.train import Silent, start
+from stillroom.train import Silent, load, start
 
 PLAIN = {"precision": "float32", "device": "cpu", "log_every": 10}
 POINTS = {"data": "given", "size": 1, "width": 64, "depth": 2}
@@ -34,6 +34,14 @@ def flow_of_points(tmp_path_factory, data):
     out = tmp_path_factory.mktemp("teacher") / "run"
     settings = FlowMatching.Settings(out=out, steps=600, batch=256, model=RATE, average=0.99, **POINTS, **PLAIN)
     return str(start(FlowMatching, settings, "flow", {"data": data}, Silent()))
+
+
+def moved(place, teacher) -> bool:
+    """Whether weights of a student, or its adapters, are no longer those of the teacher that it began as."""
+    mine, theirs = ({name.rpartition("net.")[2]: x for name, x in load(run).state_dict().items()}
+                    for run in (place, teacher))
+    adapted = any(bool(x.any()) for name, x in mine.items() if "lora_B" in name)
+    return adapted or any(not torch.equal(x, theirs[name]) for name, x in mine.items() if name in theirs)
 
 
 def far(generator, data) -> float:

@@ -9,7 +9,7 @@ import torch
 
 import stillroom
 from closed_forms import F64, draws, gaussian, mixture
-from stepping import same, state, steps_of, trainer_of, whole
+from stepping import same, state, steps_of, stopped_at, trainer_of, whole
 from stillroom.data import Tensors
 from stillroom.flows import Bare, Flow, Gaussian, denoising_loss
 from stillroom.match import score_identity
@@ -25,9 +25,10 @@ from stillroom.recipes.sid import SiD
 from stillroom.recipes.swiftbrush import SwiftBrush
 from stillroom.settings import Optimizer, Refusal, from_mapping
 from stillroom.train import Product, Silent, load_product, resume, save_product, start
+from stillroom.train.folder import read_rows
 from stillroom.train.loop import Trainer
 from stillroom.train.world import World
-from students import PLAIN, POINTS, RATE, clusters, far, flow_of_points, points  # noqa: F401
+from students import PLAIN, POINTS, RATE, clusters, far, flow_of_points, moved, points  # noqa: F401
 
 GIVEN = {"batch": 64, "student": RATE, "score": Optimizer(lr=2e-3, clip=1.0), "average": 0.98, **PLAIN}
 ANCHOR = Adversarial(weight=0.1)
@@ -253,8 +254,12 @@ def test_zero_asks_the_fake_score_without_the_label(tmp_path, teacher):
     {"student_steps": 2, "asked": "noised"},
 ], ids=str)
 def test_every_option_of_sid_trains(tmp_path, teacher, more):
-    student = stillroom.load(run(SiD, tmp_path / "run", teacher, steps=12, teacher_samples=64, **more))
-    assert student.sample(8).isfinite().all()
+    place = run(SiD, tmp_path / "run", teacher, steps=12, teacher_samples=64, **more)
+    assert stillroom.load(place).sample(8).isfinite().all() and moved(place, teacher)
+    last = read_rows(place / "metrics.jsonl")[-1]
+    judged = {"student/adversarial", "head/critic"}
+    assert judged & last.keys() == (judged if "adversarial" in more else set())
+    assert all(last[name] for name in ("student/identity", "fake/dsm", *(judged & last.keys())))
 
 
 def test_sids_heads_stand_on_the_fake_score_and_dmds_on_the_teacher(tmp_path, teacher):
@@ -391,20 +396,11 @@ def test_the_control_shares_the_fake_score_and_keeps_nothing(tmp_path, teacher):
 
 
 @pytest.mark.parametrize("stop", [4, 12, 23])
-def test_a_run_that_was_stopped_goes_on_to_the_same_product(tmp_path, teacher, monkeypatch, stop):
+def test_a_run_that_was_stopped_goes_on_to_the_same_product(tmp_path, teacher, stop):
     more = {**WAY, "checkpoint_every": 1, "keep": 2, "adversarial": ANCHOR, "teacher_samples": 64}
     whole = load_product(run(DisBack, tmp_path / "whole", teacher, **more)).parts["generator"]
-    step = Trainer.train_step
-
-    def stops(self, micros):
-        if self.step == stop:
-            raise KeyboardInterrupt
-        step(self, micros)
-
-    monkeypatch.setattr(Trainer, "train_step", stops)
-    with pytest.raises(KeyboardInterrupt):
+    with stopped_at(stop):
         run(DisBack, tmp_path / "part", teacher, **more)
-    monkeypatch.setattr(Trainer, "train_step", step)
     resume(tmp_path / "part", lambda _: DisBack, {}, Silent())
     assert same(state(whole), state(load_product(tmp_path / "part").parts["generator"]))
 

@@ -36,7 +36,7 @@ from stillroom.train import Silent, Turn, load, load_product, resume, start
 from stillroom.train.folder import read_rows
 from stillroom.train.turn import Noise
 from stillroom.train.world import World
-from students import PLAIN, POINTS, RATE, clusters, far, points  # noqa: F401
+from students import PLAIN, POINTS, RATE, clusters, far, moved, points  # noqa: F401
 
 GIVEN = {"batch": 64, "student": RATE, "average": 0.98, **PLAIN}
 
@@ -606,7 +606,8 @@ def test_a_reward_that_cannot_be_imported_is_refused(tmp_path, teacher):
 ], ids=lambda m: "-".join(m))
 def test_every_option_of_hyper_sd_trains(tmp_path, teacher, more):
     place = run(HyperSD, tmp_path / "run", teacher, steps=40, **more)
-    student, terms = stillroom.load(place), set(read_rows(place / "metrics.jsonl")[-1])
+    student, terms = stillroom.load(place), read_rows(place / "metrics.jsonl")[-1]
+    assert moved(place, teacher) and all(x for name, x in terms.items() if name.startswith("student/"))
     assert list(student.plans) == [1, 8, 4, 2]                              # one network serves all of them
     assert all(student.sample(8, steps=k).isfinite().all() for k in (8, 4, 2, 1))
     assert ("student/gap" in terms) == ("score_weight" in more) == ("fake/dsm" in terms)

@@ -21,7 +21,7 @@ from stillroom.train import Silent, Turn, load, load_product, start
 from stillroom.train.folder import read_rows
 from stillroom.train.turn import Noise
 from stillroom.train.world import World
-from students import PLAIN, POINTS, RATE, clusters, far, flow_of_points, points  # noqa: F401
+from students import PLAIN, POINTS, RATE, clusters, far, flow_of_points, moved, points  # noqa: F401
 
 
 def run(recipe, out, data, **more):
@@ -53,8 +53,11 @@ def test_drifting_learns_from_data_alone(tmp_path, data):
     {"drop": 0.3},
 ], ids=lambda m: "-".join(m))
 def test_every_option_of_drifting_trains(tmp_path, teacher, data, more):
-    student = stillroom.load(run(Drifting, tmp_path / "run", data, teacher=teacher, steps=60, **more))
-    assert student.sample(8).isfinite().all()
+    place = run(Drifting, tmp_path / "run", data, teacher=teacher, steps=60, **more)
+    assert stillroom.load(place).sample(8).isfinite().all() and moved(place, teacher)
+    last = read_rows(place / "metrics.jsonl")[-1]
+    assert last["student/identity"] > 0 and ("student/coverage" in last) == ("coverage" in more)
+    assert last.get("student/coverage", 1) > 0
 
 
 def test_taps_of_maps_and_of_the_teachers_hidden_states(tmp_path):
