@@ -134,8 +134,8 @@ def test_an_unexpected_space_is_refused_by_field(tmp_path):
         Latents(folder, expect=Encoding(SPACE, codec="xyz", crop="centre 64"))
     with pytest.raises(Refusal, match=r"scale \(2.0, 0.25\) is not \(1.0, 0.25\)"):
         scaled = Encoding(LatentSpace(2, 8, (0.5, -1.0), (1.0, 0.25)), "abc", "centre 64")
-        open_source(Images(data=str(folder), size=64), scaled)
-    assert len(open_source(Images(data=str(folder), size=64), MADE)) == 23                       # type: ignore[arg-type]
+        Latents(folder, expect=scaled)
+    assert len(Latents(folder, expect=MADE)) == 23
     with pytest.raises(Refusal, match="leave out flip"):
         open_source(Images(data=str(folder), size=64, flip=True))
 

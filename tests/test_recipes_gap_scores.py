@@ -459,7 +459,7 @@ def test_particles_and_phases_follow_the_law_of_time(tmp_path, shifted, name):
     sds, _ = made(SDS, tmp_path, shifted, law=name, times=(0.1, 0.9))
     phased, _ = made(PhasedDMD, tmp_path, shifted, law=name, times=(0.1, 0.9), student_steps=2)
     t = torch.tensor([0.3, 0.5, 0.7], dtype=F64)
-    assert sds.law.cdf(t).tolist() == pytest.approx([below(name, float(u), 1.0, 0.1, 0.9) for u in t], abs=1e-9)
+    assert sds.law.cdf(t).tolist() == pytest.approx([below(name, float(u), 2.0, 0.1, 0.9) for u in t], abs=1e-9)
     first, s = phased.phases[0].law, phased.plan[1]
     p, least = ([below(name, float(u), 2.0, 0.1, 0.9) for u in each] for each in (t + 0.2, [s]))
     assert first.cdf(t + 0.2).tolist() == pytest.approx([max(0, (q - least[0]) / (1 - least[0])) for q in p], abs=1e-6)

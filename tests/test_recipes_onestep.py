@@ -56,8 +56,9 @@ def test_every_option_of_drifting_trains(tmp_path, teacher, data, more):
     place = run(Drifting, tmp_path / "run", data, teacher=teacher, steps=60, **more)
     assert stillroom.load(place).sample(8).isfinite().all() and moved(place, teacher)
     last = read_rows(place / "metrics.jsonl")[-1]
-    assert last["student/identity"] > 0 and ("student/coverage" in last) == ("coverage" in more)
-    assert last.get("student/coverage", 1) > 0
+    own = "student/query" if more.get("noising") == "query" else "student/identity"
+    assert last[own] > 0 and {"student/query", "student/identity"} & last.keys() == {own}
+    assert ("student/coverage" in last) == ("coverage" in more)
 
 
 def test_taps_of_maps_and_of_the_teachers_hidden_states(tmp_path):
