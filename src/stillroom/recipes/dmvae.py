@@ -342,17 +342,21 @@ class DMVAE(OfPictures):
         n = min(len(z), len(self.target))
         return apart(z[:n], self.target[:n])
 
+    def told(self, codec: Codec) -> dict[str, dict[str, float]]:
+        """How far the given codec's latents were from the reference, and how far those of another one are."""
+        x, _ = sample(self.data, len(self.before), self.settings.seed)
+        half = len(self.target) // 2
+        return {"before": self.distances(self.before), "after": self.distances(self.encoded(x, codec)),
+                "reference to itself": apart(self.target[:half], self.target[half:])}
+
     def product(self):
         s, codec = self.settings, self.finished()
-        x, _ = sample(self.data, len(self.before), s.seed)
-        half = len(self.target) // 2
         after, pictures = normalised(codec, self.data, s.seed)
         card = {
             "codec": s.codec, "codec_hash": self.hash, "units": asdict(self.codec.space), "reference": s.reference,
             "seed": s.seed, "classes": self.classes, "match": s.match, "data": s.data, "size": self.data.shape[-1],
             "statistics": {"pictures": pictures},
-            "distance": {"before": self.distances(self.before), "after": self.distances(self.encoded(x, codec)),
-                         "reference to itself": apart(self.target[:half], self.target[half:])},
+            "distance": self.told(codec),
             "reconstruction": {"before": reconstruction_of(open_codec(s.codec).to(self.device), self.data, s.seed),
                                "after": reconstruction_of(after, self.data, s.seed)},
         }
