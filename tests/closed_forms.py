@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from stillroom.flows import Denoiser, Denoises, Gaussian, Mixture
-from stillroom.paths import VE, Cosine, Linear, Tabulated
+from stillroom.paths import VE, Cosine, Linear, Tabulated, uniform_grid
 
 F64 = torch.float64
 PATHS = [Linear(), Cosine(), Tabulated.ddpm(), VE(10.0)]
@@ -15,6 +15,11 @@ each_path = pytest.mark.parametrize("path", PATHS, ids=lambda p: type(p).__name_
 
 def draws(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=F64)
+
+
+def plan(steps: int, s: float = 1.0) -> tuple[float, ...]:
+    """Times of so many equal steps from noise to data, shifted."""
+    return tuple(uniform_grid(steps, s=s).tolist())
 
 
 def gaussian(path=None, dim=3):

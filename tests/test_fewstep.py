@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch import nn
 
-from closed_forms import shaken
+from closed_forms import plan, shaken
 from stillroom.flows import Bare, Denoiser, FewStep, Gaussian, OneStep, Routed, ddim, noise_of, rollout, step
 from stillroom.nets import MLP, DiT, Lora, UNet, build, describe, with_input
 from stillroom.nets.heads import Heads, inner_layers
-from stillroom.paths import VE, Cosine, Linear, Tabulated, lower_edge, plan, shift
+from stillroom.paths import VE, Cosine, Linear, Tabulated, lower_edge
 from stillroom.settings import Refusal, seed_of
 
 PATHS = [Linear(), Cosine()]
@@ -120,11 +120,6 @@ def test_a_rollout_begins_at_noise_of_its_first_time(path):
 # ---- plans ----
 
 
-def test_plans_carry_the_shift():
-    assert plan(4) == (1.0, 0.75, 0.5, 0.25, 0.0)
-    assert plan(2, 3.0) == (1.0, float(shift(torch.tensor(0.5, dtype=torch.float64), 3.0)), 0.0)
-
-
 def test_the_lower_edge_is_the_end_of_the_segment():
     times = (1.0, 0.75, 0.5, 0.25, 0.0)
     t = torch.tensor([1.0, 0.76, 0.75, 0.6, 0.25, 0.1])
@@ -231,7 +226,7 @@ def test_heads_judge_what_a_network_computes_inside(net):
     found = list(d.hidden(x, torch.full((3,), 0.5), at=layers).values())
     heads = Heads([f.shape[1] if f.ndim == 4 else f.shape[-1] for f in found])
     logits = heads(found)
-    assert logits.shape == (3,)
+    assert logits.shape == (3, len(layers))
     alone = [f[1:2] for f in found]
     assert torch.allclose(heads(alone), logits[1:2], atol=1e-5)         # no sample knows another
     assert inner_layers(Lora(net, 2)) == tuple(f"net.{name}" for name in layers)

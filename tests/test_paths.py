@@ -11,6 +11,7 @@ import torch
 from stillroom.nets import build, describe
 from stillroom.paths import (
     VE,
+    Clocked,
     Cosine,
     Kind,
     Linear,
@@ -20,9 +21,12 @@ from stillroom.paths import (
     Shifted,
     Tabulated,
     Uniform,
+    clock,
+    clock_at,
     convert,
     dimension_shift,
     karras_grid,
+    law_of,
     shift,
     target,
     uniform_grid,
@@ -166,7 +170,8 @@ LAWS = [
     Uniform(), Uniform(0.2, 0.7), LogitNormal(), LogitNormal(-0.8, 1.6), LogNormal(Linear()), LogNormal(Cosine()),
     LogNormal(Tabulated.ddpm(), -1.2, 1.0), LogNormal(VE()), Shifted(Uniform(), 3.0), Shifted(LogitNormal(), 0.4),
     Restricted(LogitNormal(), 0.1, 0.6), Restricted(Shifted(Uniform(), 2.0), 0.0, 0.5),
-    Restricted(LogNormal(Cosine()), 0.3, 1.0),
+    Restricted(LogNormal(Cosine()), 0.3, 1.0), Clocked(Uniform(0.02, 0.98), VE()),
+    Shifted(Clocked(LogitNormal(), VE()), 2.0),
 ]
 each_law = pytest.mark.parametrize("law", LAWS, ids=lambda law: str(law)[:60])
 
@@ -191,6 +196,30 @@ def test_a_law_is_finite_at_the_ends_of_uniform_draws(law, dtype):
 @each_law
 def test_a_law_is_written_down_and_built_again(law):
     assert build(json.loads(json.dumps(describe(law)))) == law
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, F64])
+def test_noise_grows_on_a_ve_path_as_on_the_grid_of_karras(dtype):
+    u, path = torch.linspace(0, 1, 101, dtype=dtype), VE(50.0)
+    t = clock(path, u)
+    assert t[0] == 0 and t[-1] == 1 and (t.diff() > 0).all()
+    assert torch.allclose(clock_at(path, t), u, atol=1e-4 if dtype == torch.float32 else 1e-12)
+    ratios = karras_grid(path, 101, high=50.0).flip(0)[1:] * 50             # 0.002 to 50
+    assert torch.allclose(t[1:].double() * 50, ratios[1:] - 0.002, rtol=1e-3)
+    for other in (Linear(), Cosine(), Tabulated.ddpm()):
+        assert clock(other, u) is u and clock_at(other, u) is u
+
+
+def test_laws_by_name_are_kept_within_shares_of_the_way():
+    u = torch.linspace(0.01, 0.99, 99, dtype=F64)
+    for path in (Linear(), VE()):
+        low, high = (float(clock(path, torch.tensor(share, dtype=F64))) for share in (0.2, 0.7))
+        uniform, normal = (law_of(name, path, 1.0, 0.2, 0.7) for name in ("uniform", "logit-normal"))
+        assert torch.allclose(uniform.quantile(u), clock(path, 0.2 + 0.5 * u))
+        assert torch.allclose(normal.quantile(u), clock(path, Restricted(LogitNormal(), 0.2, 0.7).quantile(u)))
+        assert torch.allclose(law_of("log-normal", path, 1.0, 0.2, 0.7).quantile(u),
+                              Restricted(LogNormal(path), low, high).quantile(u))
+        assert torch.allclose(law_of("uniform", path, 3.0).quantile(u), shift(clock(path, u), 3.0))
 
 
 @pytest.mark.parametrize("law", [LogitNormal(-0.4, 1.2), LogNormal(Cosine()), Shifted(Uniform(), 3.0)], ids=str)

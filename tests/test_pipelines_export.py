@@ -11,6 +11,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import stillroom as package
+from closed_forms import plan
 from command import python, stillroom
 from pipelines import FAMILIES, SIZE, TEXTS, alive, chain, edit, flow, folder_of, prompts_file
 from stillroom.flows import Denoiser, FewStep, Flow, OneStep, Routed, from_diffusers
@@ -19,7 +20,7 @@ from stillroom.flows.prompted import PromptedNet, prompted
 from stillroom.flows.samplers import samplers
 from stillroom.nets import MLP, Lora
 from stillroom.nets.dit import unpatchify
-from stillroom.paths import Cosine, Linear, plan
+from stillroom.paths import Cosine, Linear
 from stillroom.recipes._students import Distillation
 from stillroom.settings import Refusal
 from stillroom.settings.files import read_json

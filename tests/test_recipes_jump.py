@@ -10,14 +10,14 @@ import pytest
 import torch
 
 import stillroom
-from closed_forms import F64, draws, gaussian, mixture
+from closed_forms import F64, draws, gaussian, mixture, plan
 from stepping import same, state, steps_of, trainer_of, whole
 from stillroom.cli.main import main
 from stillroom.data import Tensors
 from stillroom.flows import Bare, Denoiser, Denoises, Gaussian, Told, ddim, guided, noise_of, step
 from stillroom.nets import MLP, Lora
 from stillroom.nets.embed import sinusoidal
-from stillroom.paths import VE, Cosine, Linear, Tabulated, expand, plan, shift, uniform_grid
+from stillroom.paths import VE, Cosine, Linear, Tabulated, expand
 from stillroom.recipes._adversary import Adversarial
 from stillroom.recipes.boot import BOOT, bootstrapped
 from stillroom.recipes.consistency import Consistency
@@ -25,7 +25,7 @@ from stillroom.recipes.decoupled_dmd import DecoupledDMD
 from stillroom.recipes.dmd import DMD
 from stillroom.recipes.flow import FlowMatching
 from stillroom.recipes.guidance_lora import GuidanceLora
-from stillroom.recipes.hyper_sd import HyperSD, edges_of
+from stillroom.recipes.hyper_sd import HyperSD
 from stillroom.recipes.msd import MSD
 from stillroom.recipes.sid import SiD
 from stillroom.recipes.swiftbrush import SwiftBrush
@@ -55,6 +55,11 @@ def teacher(tmp_path_factory, data):
 @pytest.fixture(scope="module")
 def unlabelled(tmp_path_factory, data):
     return flow_run(tmp_path_factory.mktemp("unlabelled") / "run", Tensors(data.x, name="alone"), steps=2)
+
+
+@pytest.fixture(scope="module")
+def exploding(tmp_path_factory, data):
+    return flow_run(tmp_path_factory.mktemp("exploding") / "run", data, drop=0.2, path="ve", prediction="eps")
 
 
 def made(recipe, teacher, **more):
@@ -129,8 +134,7 @@ def test_the_flow_map_is_consistent_in_segments_of_any_edges(teacher, path, move
     g, n, told = gaussian(path, dim=2), 16, (1.0, 0.6, 0.25, 0.23, 0.0)
     recipe = made(HyperSD, teacher, grid=n, edges=told, data="none")
     recipe.flow.shift = moved
-    recipe.plans = dict.fromkeys(recipe.plans, edges_of(told, moved))
-    edges, grid = (torch.tensor(sorted(each), dtype=F64) for each in (edges_of(told, moved), uniform_grid(n, s=moved)))
+    edges, grid = (recipe.flow.time(torch.tensor(sorted(each), dtype=F64)) for each in (told, plan(n)))
 
     def below(times):
         return lambda t: times[torch.searchsorted(times, t.double() - 1e-6) - 1].to(t)
@@ -473,28 +477,34 @@ def test_a_strength_that_is_told_is_asked_for_when_drawing(tmp_path, teacher):
     assert torch.allclose(Told(student.denoiser, 1.0)(x, t, y), student.denoiser(x, t, y), atol=1e-6)
 
 
+@pytest.mark.parametrize(("recipe", "more", "share"), [
+    (Consistency, {}, 0.2), (HyperSD, {}, 0.5), (DMD, {"law": "log-normal"}, 0.5),
+    (DMD, {"law": "log-normal", "student_steps": 4}, 0.7),
+], ids=["consistency", "hyper-sd", "dmd", "dmd of 4"])
+def test_students_of_a_variance_exploding_teacher_come_nearer(tmp_path, exploding, data, recipe, more, share):
+    """In equal steps of time all but the last would see nothing but noise."""
+    first, later = (far(stillroom.load(run(recipe, tmp_path / f"{steps}", exploding, steps=steps, **more)), data)
+                    for steps in (1, 300))
+    assert later < share * first
+
+
 # ---- Hyper-SD ----
 
 
-@pytest.mark.parametrize("moved", [1.0, 3.0])
-@pytest.mark.parametrize("n", [8, 24, 56])
-def test_jumps_end_at_the_lower_edge_whatever_rounding_does(teacher, moved, n):
+@pytest.mark.parametrize("n", [8, 24, 56, 1000])
+def test_jumps_end_at_the_lower_edge_whatever_rounding_does(teacher, n):
     recipe = made(HyperSD, teacher, grid=n)
-    for stage, times in list(recipe.plans.items()):
-        k = len(times) - 1
-        edges = torch.tensor(plan(k, moved))
-        recipe.plans[stage] = tuple(plan(k, moved))
-        i = torch.arange(n)
-        t = shift((i + 1) / n, moved)
-        expected = edges.flip(0)[i * k // n]
-        assert torch.equal(recipe.goal(t, turn_of(recipe, stage=stage)), expected)
+    for stage in recipe.plans:
+        k, i = int(stage.split()[1]), torch.arange(n)
+        expected = torch.tensor(plan(k)).flip(0)[i * k // n]
+        assert torch.equal(recipe.goal((i + 1) / n, turn_of(recipe, stage=stage)), expected)
 
 
 def test_a_network_that_is_told_keeps_up_all_segments_so_far(teacher):
     recipe = made(HyperSD, teacher, told=True)
-    t = torch.full((3000,), 1.0)
+    whole = torch.full((3000,), 1.0)
     for k, stage in enumerate(recipe.plans):
-        goals, counts = recipe.goal(t, turn_of(recipe, stage=stage, batch=3000)).unique(return_counts=True)
+        goals, counts = recipe.goal(whole, turn_of(recipe, stage=stage, batch=3000)).unique(return_counts=True)
         assert goals.tolist() == sorted(plan(n)[1] for n in (8, 4, 2, 1)[: k + 1])      # its first step, of each plan
         assert (counts / 3000 - 1 / (k + 1)).abs().max() < 0.05
 
@@ -680,6 +690,10 @@ def test_a_resumed_run_ends_the_same(tmp_path, teacher, recipe):
     (GuidanceLora, {"guidance": 1.0}, "give a guidance above 1"), (GuidanceLora, {"guidance": 0.0}, "above 1"),
     (GuidanceLora, {"guidance": 4.0, "strongest": 2.0}, "below the guidance 4"),
     (TwinFlow, {"batch": 3}, "every fourth sample"),
+    (TwinFlow, {"twin": 0.0, "wait": 5}, "wait: without a twin nothing waits"),
+    (TwinFlow, {"drop": 0.2}, "drop: guidance 1 asks for no answers without labels"),
+    (HyperSD, {"reward_weight": 1.0}, "reward_weight: there is no reward; give --reward FILE.py:FUNCTION"),
+    (HyperSD, {"score": RATE}, "score: there is no fake score; give --score-weight above 0"),
 ], ids=lambda p: p.__name__ if isinstance(p, type) else "-".join(p) if isinstance(p, dict) else "")
 def test_what_cannot_be_is_refused_in_a_line(teacher, recipe, more, says):
     with pytest.raises(Refusal, match=says) as error:
@@ -702,4 +716,4 @@ def test_teachers_that_will_not_do_are_refused(tmp_path, teacher, unlabelled, da
     with pytest.raises(Refusal, match="no input for a second time"):
         made(HyperSD, adapted, told=True)
     with pytest.raises(Refusal, match="BOOT tells it other times"):
-        made(BOOT, flow_run(tmp_path / "ve", data, path="ve", steps=2))
+        made(BOOT, flow_run(tmp_path / "ve", data, path="ve", prediction="eps", steps=2))

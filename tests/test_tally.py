@@ -5,10 +5,11 @@ import pytest
 import torch
 
 import stillroom
+from closed_forms import plan
 from stillroom.data import Tensors
 from stillroom.flows import Bare, Denoiser, FewStep, Flow, Guided, Mixture, OneStep, Routed, Tally
 from stillroom.nets import MLP, Lora
-from stillroom.paths import Linear, plan
+from stillroom.paths import Linear
 from stillroom.recipes.consistency import Consistency
 from stillroom.recipes.dmd import DMD
 from stillroom.recipes.flow import FlowMatching

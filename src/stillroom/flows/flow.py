@@ -7,7 +7,7 @@ from stillroom.flows.denoiser import Denoises, guided
 from stillroom.flows.samplers import Callback, _silent, latest, samplers
 from stillroom.nets.build import buildable
 from stillroom.nets.offload import device_of
-from stillroom.paths import VE, karras_grid, shift, uniform_grid
+from stillroom.paths import VE, clock, karras_grid, shift, uniform_grid
 from stillroom.settings import Refusal, nearest, seed_of
 
 
@@ -36,6 +36,10 @@ class Flow(nn.Module):
     def labels(self, first: int, count: int) -> Tensor | None:
         """Class-balanced: sample i is of class i modulo the number of classes."""
         return None if self.classes is None else torch.arange(first, first + count) % self.classes
+
+    def time(self, u: Tensor) -> Tensor:
+        """That at share u of the way from data to noise, shifted: of which plans, edges and grids are told."""
+        return shift(clock(self.denoiser.path, u), self.shift)
 
     def times(self, denoiser: Denoises, steps: int) -> Tensor:
         """[steps + 1], from noise to data. Equal steps of a variance-exploding path would spend all but one where there

@@ -12,7 +12,10 @@ import torch
 from torch import Tensor
 
 from stillroom.nets.build import buildable
-from stillroom.paths.path import Path
+from stillroom.paths.path import VE, Path
+
+SMALLEST, RHO = 0.002, 7.0
+"""Noise ratio at which a grid of Karras et al. (2022) ends, and its exponent."""
 
 
 class Law(Protocol):
@@ -23,6 +26,27 @@ class Law(Protocol):
 def shift(t: Tensor, s: float) -> Tensor:
     """t' = s t / (1 + (s-1) t): the same signal-to-noise per dimension in a space of s^2 times as many dimensions."""
     return s * t / ((1 - t) + s * t)  # this form is exact at both ends
+
+
+def clock(path: Path, u: Tensor) -> Tensor:
+    """The time at share u of the way from data to noise. Of most paths it is u; equal parts of a variance-exploding one
+    would spend all but one where there is nothing but noise, and there noise grows as in `karras_grid`, from 0."""
+    if not isinstance(path, VE):
+        return u
+    low, high = _ends(path, u)
+    return (torch.lerp(low, high, u) ** RHO - low**RHO) / (high**RHO - low**RHO)
+
+
+def clock_at(path: Path, t: Tensor) -> Tensor:
+    """The share of the way that `clock` gives t at."""
+    if not isinstance(path, VE):
+        return t
+    low, high = _ends(path, t)
+    return (torch.lerp(low**RHO, high**RHO, t) ** (1 / RHO) - low) / (high - low)
+
+
+def _ends(path: VE, like: Tensor) -> Tensor:
+    return like.new_tensor([SMALLEST, path.sigma_max]) ** (1 / RHO)
 
 
 @buildable
@@ -80,6 +104,21 @@ class LogNormal:
 
 @buildable
 @dataclass(frozen=True)
+class Clocked:
+    """Another law, of shares of the way that a path goes."""
+
+    law: Law
+    path: Path
+
+    def quantile(self, u):
+        return clock(self.path, self.law.quantile(u))
+
+    def cdf(self, t):
+        return self.law.cdf(clock_at(self.path, t))
+
+
+@buildable
+@dataclass(frozen=True)
 class Shifted:
     """Another law, shifted for the dimension of the data: s = sqrt(dimension / reference dimension)."""
 
@@ -116,12 +155,17 @@ LawName = Literal["uniform", "logit-normal", "log-normal"]
 
 
 def law_of(name: LawName, path: Path, s: float = 1.0, low: float = 0.0, high: float = 1.0) -> Law:
-    """A law by its name, kept within low and high, and then shifted by s."""
-    if name == "uniform":
-        law: Law = Uniform(low, high)
-    else:
-        law = LogitNormal() if name == "logit-normal" else LogNormal(path)
-        law = law if (low, high) == (0, 1) else Restricted(law, low, high)
+    """A law by its name, kept within shares low and high of the path's way, and then shifted by s. Log-normal is of
+    noise itself, the others of the way."""
+    if name == "log-normal":
+        low, high = clock(path, torch.tensor([low, high], dtype=torch.float64)).tolist()
+    laws: dict[LawName, Law] = {
+        "uniform": Uniform(low, high), "logit-normal": LogitNormal(), "log-normal": LogNormal(path)}
+    law = laws[name]
+    if name != "uniform" and (low, high) != (0, 1):
+        law = Restricted(law, low, high)
+    if name != "log-normal" and isinstance(path, VE):
+        law = Clocked(law, path)
     return law if s == 1 else Shifted(law, s)
 
 
@@ -134,7 +178,7 @@ def uniform_grid(steps: int, start: float = 1.0, end: float = 0.0, s: float = 1.
     return shift(torch.linspace(start, end, steps + 1, dtype=torch.float64), s)
 
 
-def karras_grid(path: Path, steps: int, low: float = 0.002, high: float = 80.0, rho: float = 7.0) -> Tensor:
+def karras_grid(path: Path, steps: int, low: float = SMALLEST, high: float = 80.0, rho: float = RHO) -> Tensor:
     """Noise ratios sigma/alpha spaced as in Karras et al. (2022), eq. 5, then 0. The path turns them into times.
 
     A path whose noise ends below `high` starts at its end.

@@ -9,7 +9,7 @@ from torch import Tensor
 from stillroom.flows import Bare, Denoiser
 from stillroom.match.adversarial import critic_softplus, maker_softplus, r1_approximate
 from stillroom.nets.heads import Heads, channels_last, inner_layers
-from stillroom.settings import NotNegative, Optimizer
+from stillroom.settings import NotNegative, Optimizer, Refusal, given
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +23,15 @@ class Adversarial:
     r1_std: NotNegative = 0.1
     """Of the noise that it compares with."""
     head: Optimizer = field(default_factory=lambda: Optimizer(lr=1e-3, betas=(0.0, 0.99), clip=1.0))
+
+
+def require_weight(s: Adversarial) -> None:
+    if not s.weight and s != Adversarial():
+        raise Refusal("adversarial: its weight is 0, and nothing of it has an effect; give --adversarial.weight above "
+                      "0, or leave it out")
+    if not s.r1 and given(s, "r1_std"):
+        raise Refusal(f"adversarial.r1_std {s.r1_std:g}: of a penalty whose weight is 0; give --adversarial.r1 above "
+                      "0, or leave it out")
 
 
 class Adversary:

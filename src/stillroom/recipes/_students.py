@@ -29,7 +29,7 @@ from stillroom.match import Weight, prediction_gap
 from stillroom.nets import Lora, tie, with_input
 from stillroom.nets.offload import device_of
 from stillroom.nets.recompute import recompute
-from stillroom.paths import Law, LawName, Restricted, law_of, plan
+from stillroom.paths import Law, LawName, Restricted, law_of, uniform_grid
 from stillroom.settings import Count, Decay, Images, Natural, Optimizer, Refusal, Run, Where, seed_of
 from stillroom.train import Average, Product, Recipe, Ref, Role, Stage, nothing, product_hash
 from stillroom.train.teacher import codec_beside, encoding_of, is_ours, open_teacher, open_teacher_of, teacher_card
@@ -215,11 +215,16 @@ class Distillation(Recipe):
 
     def follower(self, module: nn.Module) -> Average:
         """Of something that `begun` made."""
-        return Average(module, self.settings.average, "lora_" if self.settings.lora else "")
+        return Average(module, self.settings.average, self.learns)
 
     def role(self, module: nn.Module, optimizer: Optimizer, **more) -> Role:
         """Of something that `begun` made."""
-        return Role(module, optimizer, trains="lora_" if self.settings.lora else "", **more)
+        return Role(module, optimizer, trains=self.learns, **more)
+
+    @property
+    def learns(self) -> str:
+        """As `Role.trains`, of something that `begun` made."""
+        return "lora_" if self.settings.lora else ""
 
     def roles(self) -> dict[str, Role]:
         return {"student": self.role(self.student, self.settings.student, average=self.mean)}
@@ -241,11 +246,15 @@ class Distillation(Recipe):
         return turn.randn((turn.batch, *self.flow.shape))
 
     def labels(self, turn) -> Tensor | None:
-        """[B], class-balanced over global batches one after another; of more classes than one holds, drawn."""
-        batch, count = self.settings.batch, max(self.flow.classes or 0, self.settings.batch)
-        if (y := self.flow.labels(turn.step * batch if count == batch else 0, count)) is None:
+        """[B], class-balanced over a global batch; of more classes than it holds, drawn."""
+        s, classes = self.settings, self.flow.classes or 1
+        count = max(classes, s.batch)
+        # Where some classes come once more than others, each batch has others of those: a student that moves on every
+        # k-th step would else meet few of them.
+        first = seed_of(s.seed, "labels", turn.step) % classes if s.batch % classes else 0
+        if (y := self.flow.labels(first, count)) is None:
             return None
-        if count == batch:
+        if count == s.batch:
             return y[turn.rows(count)].to(self.device)
         return y[(turn.rand((turn.batch,)) * count).long().clamp(max=count - 1).cpu()].to(self.device)
 
@@ -359,8 +368,8 @@ def one_step_of(student: Denoiser, flow: Flow) -> Generator:
 
 
 def plans_of(flow: Flow, *steps: int) -> list[tuple[float, ...]]:
-    """Of so many steps each, shifted as the teacher's times."""
-    return [plan(k, flow.shift) for k in steps]
+    """Of so many steps each, equal shares of the teacher's way."""
+    return [tuple(flow.time(uniform_grid(k)).tolist()) for k in steps]
 
 
 def at_noise(student: Denoiser, z: Tensor, y: Tensor | None) -> Tensor:

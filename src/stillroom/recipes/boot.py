@@ -27,7 +27,7 @@ from torch import Tensor
 
 from stillroom.flows import OneStep, require_sight
 from stillroom.match import squared_error
-from stillroom.paths import Coefficients, shift
+from stillroom.paths import Coefficients
 from stillroom.recipes._students import Distillation, Student
 from stillroom.settings import Count, NotNegative, Refusal
 
@@ -64,7 +64,7 @@ class BOOT(Distillation):
     def losses(self, batch, turn):
         y, z, n = self.labels(turn), self.noise(turn), self.settings.grid
         i = (turn.rand((len(z),)) * n).floor().clamp(max=n - 1)                 # from (i + 1) / n to i / n
-        t, s, one = shift((i + 1) / n, self.flow.shift), shift(i / n, self.flow.shift), torch.ones_like(i)
+        t, s, one = self.flow.time((i + 1) / n), self.flow.time(i / n), torch.ones_like(i)
         now, then, start = (self.teacher.path.over(u, z) for u in (t, s, one))
         with torch.no_grad():
             signal = self.student.signal(z, t, y)

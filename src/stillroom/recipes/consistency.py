@@ -22,7 +22,7 @@ from torch import Tensor
 
 from stillroom.flows import Denoiser, Move, require_sight, step
 from stillroom.match import pseudo_huber
-from stillroom.paths import expand, shift
+from stillroom.paths import expand
 from stillroom.recipes._students import Distillation, WithData, averaged, generator_of, plans_of
 from stillroom.settings import Count, Refusal
 
@@ -30,7 +30,7 @@ SERVED = (1, 2, 4, 8)
 
 
 ROUNDING = 1e-5
-"""Of a time on an edge, which is not to fall into the segment above."""
+"""Of a share of the way on an edge, which is not to fall into the segment above."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,10 +64,10 @@ class Consistency(Distillation):
     def jumped(self, x: Tensor, y: Tensor | None, turn) -> tuple[Tensor, Tensor, Tensor]:
         """Where the student jumps from a time of the grid, where it should, and to which time [B]."""
         n = self.settings.grid
-        i = (turn.rand((len(x),)) * n).floor().clamp(max=n - 1)                 # from (i + 1) / n to i / n
-        t, s = (shift(k / n, self.flow.shift) for k in (i + 1, i))
-        r = self.goal(t, turn)
-        s = torch.where(r - s > ROUNDING, r, s)                                 # no step of the teacher beyond the goal
+        i = (turn.rand((len(x),)) * n).floor().clamp(max=n - 1)                 # from (i + 1) / n to i / n of the way
+        goal = self.goal((i + 1) / n, turn)
+        s = torch.where(goal - i / n > ROUNDING, goal, i / n)                   # no step of the teacher beyond the goal
+        t, s, r = (self.flow.time(share) for share in ((i + 1) / n, s, goal))
         x_t = self.teacher.path.noise(x, t, turn.randn(x))
         with torch.no_grad():
             x_s = step(self.teacher, x_t, t, s, y, "ode")
@@ -84,9 +84,9 @@ class Consistency(Distillation):
         """Who says where the jump should end."""
         return self.student
 
-    def goal(self, t: Tensor, turn) -> Tensor:
-        """[B]: the time to which the student jumps from t."""
-        return torch.zeros_like(t)
+    def goal(self, share: Tensor, turn) -> Tensor:
+        """[B]: the share of the way to which the student jumps from another."""
+        return torch.zeros_like(share)
 
     def generator(self):
         own = self.settings.student_steps

@@ -116,6 +116,9 @@ class FlowMatching(Recipe):
         if settings.codec and not isinstance(data, Latents):
             raise Refusal(f"codec {settings.codec}: what it makes of {data.name} is made when the run starts; to plan "
                           "the run, make it before (stillroom cache), and give the store as --data, without --codec")
+        if (settings.path, settings.prediction) == ("ve", "v"):
+            raise Refusal("prediction v: on the path ve a velocity is the noise times 80, which no network answers; "
+                          "give --prediction eps, or x0")
         self.classes = None if data.classes is None else len(data.classes)
         self.null = self.classes or 0  # the label that stands for "no condition"
         path = PATHS[settings.path]()

@@ -26,7 +26,7 @@ Expect: K steps of a student whose stages end in K segments come where the teach
 longer. See the claim `hyper-sd`.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -36,11 +36,11 @@ from torch import Tensor
 
 from stillroom.flows import Denoiser, denoising_loss, rollout
 from stillroom.match import pseudo_huber
-from stillroom.paths import lower_edge, shift
+from stillroom.paths import lower_edge, uniform_grid
 from stillroom.recipes import consistency, module_of
-from stillroom.recipes._adversary import Adversarial, Adversary
-from stillroom.recipes._students import averaged, generator_of, plans_of, score_gap, widened
-from stillroom.settings import Count, Natural, NotNegative, Optimizer, Refusal, Share, Where
+from stillroom.recipes._adversary import Adversarial, Adversary, require_weight
+from stillroom.recipes._students import averaged, generator_of, score_gap, widened
+from stillroom.settings import Count, Natural, NotNegative, Optimizer, Refusal, Share, Where, refuse_given
 from stillroom.train import Role, Stage, nothing
 from stillroom.train.recipe import Terms
 
@@ -78,8 +78,9 @@ class HyperSD(consistency.Consistency):
         s, shape = settings, self.flow.shape
         if s.told:
             self.jump = "jump"
-        plans = [edges_of(s.edges, self.flow.shift)] if s.edges else plans_of(self.flow, *s.segments)
-        self.plans = {f"segments {len(plan) - 1}": plan for plan in plans}
+        self.edges = {f"segments {len(edges) - 1}": edges for edges in edges_of(s)}     # shares of the way
+        self.plans = {name: tuple(self.flow.time(torch.tensor(edges, dtype=torch.float64)).tolist())
+                      for name, edges in self.edges.items()}
         self.score_law = self.law(0.02, 0.98)
         self.adversary = Adversary(self.judge, s.adversarial, shape, self.score_law) if s.adversarial.weight else None
         self.reward = opened(s.reward, shape, self.flow.classes) if s.reward else None
@@ -109,13 +110,13 @@ class HyperSD(consistency.Consistency):
             for name, enter in zip(names, enters, strict=True)
         ]
 
-    def goal(self, t, turn):
+    def goal(self, share, turn):
         """The lower edge of this stage; for a network that is told it, of one of the stages so far."""
-        last = list(self.plans).index(turn.stage)
-        edges = [lower_edge(t - consistency.ROUNDING, plan) for plan in list(self.plans.values())[: last + 1]]
+        last = list(self.edges).index(turn.stage)
+        edges = [lower_edge(share - consistency.ROUNDING, stage) for stage in list(self.edges.values())[: last + 1]]
         if not self.settings.told:
             return edges[last]
-        chosen = (turn.rand(t) * len(edges)).long().clamp(max=last)
+        chosen = (turn.rand(share) * len(edges)).long().clamp(max=last)
         return torch.stack(edges).gather(0, chosen[None])[0]
 
     @property
@@ -160,9 +161,9 @@ class HyperSD(consistency.Consistency):
         return generator_of(averaged(self.mean), self.flow, plans, "renoise" if answers_x0 else self.jump)
 
 
-def edges_of(edges: Sequence[float], s: float) -> tuple[float, ...]:
-    """A plan of segments, shifted as the teacher's times."""
-    return tuple(shift(torch.tensor(edges, dtype=torch.float64), s).tolist())
+def edges_of(s: Settings) -> list[tuple[float, ...]]:
+    """Of each stage, from noise to data."""
+    return [s.edges] if s.edges else [tuple(uniform_grid(k).tolist()) for k in s.segments]
 
 
 def counts_of(s: Settings) -> tuple[int, ...]:
@@ -183,6 +184,11 @@ def require_segments(s: Settings) -> None:
         raise Refusal(f"grid {s.grid}: {bad[0]} segments do not divide it; give a multiple of all of {told}")
     if s.student_steps and s.student_steps not in k:
         raise Refusal(f"student-steps {s.student_steps}: with segments {told} the student takes one of these")
+    require_weight(s.adversarial)
+    if not s.reward:
+        refuse_given(s, ("reward_weight",), "there is no reward; give --reward FILE.py:FUNCTION, or leave it out")
+    if not s.score_weight:
+        refuse_given(s, ("score",), "there is no fake score; give --score-weight above 0, or leave it out")
     if s.score_weight and k[-1] != 1:
         raise Refusal(f"score-weight {s.score_weight:g}: it is of the stage of one segment, and the last has {k[-1]}")
 

@@ -13,6 +13,7 @@ from stillroom.settings.fill import (
     to_mapping,
     to_toml,
 )
+from stillroom.settings.given import given, refuse_given
 from stillroom.settings.limits import (
     Count,
     Decay,
@@ -29,6 +30,6 @@ from stillroom.settings.seeds import seed_of
 
 __all__ = [
     "Count", "Decay", "Images", "Natural", "NotNegative", "Optimizer", "Place", "Positive", "Refusal", "Run", "Share",
-    "Where", "Within", "absent", "checked", "expanded", "fit", "from_mapping", "from_toml", "nearest", "read_toml",
-    "required", "seed_of", "to_mapping", "to_toml",
+    "Where", "Within", "absent", "checked", "expanded", "fit", "from_mapping", "from_toml", "given", "nearest",
+    "read_toml", "refuse_given", "required", "seed_of", "to_mapping", "to_toml",
 ]

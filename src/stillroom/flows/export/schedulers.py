@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from stillroom.flows.denoiser import Denoiser
 from stillroom.flows.fewstep import FewStep, Move
@@ -13,7 +13,7 @@ from stillroom.flows.flow import Flow
 from stillroom.flows.folders import PREDICTIONS
 from stillroom.flows.generator import Draws, Generator
 from stillroom.flows.onestep import OneStep
-from stillroom.flows.samplers import latest, samplers
+from stillroom.flows.samplers import samplers
 from stillroom.paths import Kind, Linear, Path, Tabulated, shift, uniform_grid
 from stillroom.settings import Refusal
 
@@ -59,7 +59,7 @@ def student_in(model: nn.Module, name: str) -> Student:
                        model.drawing(1.0, None, None))
     if isinstance(model, Flow):
         one = plain(model.denoiser, name)
-        times, few = (flow_times(model, k) for k in (model.steps, min(model.steps, TRIED)))
+        times, few = (model.times(model.denoiser, k) for k in (model.steps, min(model.steps, TRIED)))
 
         def draw(noise, y):
             start = one.path.at(few[0]).sigma * noise(0)
@@ -77,11 +77,6 @@ def plain(denoiser: nn.Module, name: str) -> Denoiser:
         raise Refusal(f"{name}: a {type(denoiser).__name__} {'that scales its input ' * hasattr(denoiser, 'net')}is "
                       "not asked as networks of pipelines are; it cannot be exported")
     return denoiser
-
-
-def flow_times(flow: Flow, steps: int) -> Tensor:
-    """As `Flow.sample` takes them."""
-    return uniform_grid(steps, start=float(shift(latest(flow.denoiser), 1 / flow.shift)), s=flow.shift)
 
 
 # ---- its scheduler ----
