@@ -307,7 +307,7 @@ def test_the_heads_teach_the_fake_score_that_they_stand_on(tmp_path, teacher, re
             assert torch.allclose(ours[name], weight * g, rtol=1e-4, atol=1e-7), name
     turn = Turn()
     t, eps = turn.draw(recipe.gap_law), turn.randn(x)
-    (by_hand,) = torch.autograd.grad(0.5 * (1 + (-judged(recipe, x, t, eps, y)).exp()).log().sum(), x)
+    (by_hand,) = torch.autograd.grad(0.5 * (1 + (-judged(recipe, x, t, eps, y)).exp()).log().mean(1).sum(), x)
     (ours,) = torch.autograd.grad(recipe.adversary.maker(x, Turn(), y).sum(), x)
     assert torch.allclose(ours, by_hand, rtol=1e-4, atol=1e-7) and by_hand.abs().max() > 1e-4
 
@@ -542,10 +542,14 @@ def test_with_another_weight_a_student_comes_nearer_too(tmp_path, teacher, data,
     (DisBack, {"record": 3}, "weights are kept 4 times"),
     (DMD, {"gradient": "all"}, "give --student-steps above 1"),
     (DMD, {"gradient": "all", "student_steps": 2, "asked": "noised"}, "give --asked simulated"),
-    (DMD, {"judge": "fake"}, "there are no heads"), (SiD, {"judge_weight": 0.1}, "there are no heads"),
+    (DMD, {"judge": "fake"}, "judge: there are no heads"), (SiD, {"judge_weight": 0.1}, "there are no heads"),
     (DMD, {"judge_weight": 0.1, "adversarial": ANCHOR}, "give --judge fake"),
     (DecoupledDMD, {"judge": "fake", "guidance": 2.0}, "there is no fake score"),
     (SiD, {"weight": "none"}, "only the release's"), (DecoupledDMD, {"weight": "none"}, "over its own residual"),
+    (DMD, {"adversarial": Adversarial(layers=("layers.0",))}, "adversarial: its weight is 0"),
+    (DMD, {"adversarial": Adversarial(weight=1.0, r1_std=0.2)}, "adversarial.r1_std 0.2: of a penalty"),
+    (DecoupledDMD, {"statistics": 2.0}, "statistics: shield dm has no such term; give --shield statistics"),
+    (DecoupledDMD, {"adversarial": ANCHOR, "shield": "none"}, "adversarial: shield none has no such term"),
     (DMD, {"times": (0.9, 0.1)}, "times 0.9 0.1: the first is not below"),
     (SDS, {"times": (0.9, 0.1), "law": "logit-normal"}, "times 0.9 0.1: the first is not below"),
 ])

@@ -155,7 +155,10 @@ def test_strengths_follow_their_power_law():
     ({"taps": ("features",)}, "come together"),
     ({"taps": ("hidden",)}, "come together"),
     ({"strongest": 0.5}, "begin at 1"),
-    ({"noising": "query", "strongest": 2.0}, "without guidance"),
+    ({"noising": "query", "strongest": 2.0}, "strongest: noising = query .* without a field or guidance"),
+    ({"noising": "query", "field": Field(kernel="gauss")}, "field: noising = query compares samples themselves"),
+    ({"noise": (0.0, 0.3)}, "noise: noising = none compares samples as they are"),
+    ({"power": 2.0, "plain": 0.1}, "power, plain: of strengths of guidance, and only 1 is drawn"),
     ({"positives": "teacher"}, "name the teacher too"),
     ({"taps": ("patches2",)}, "no whole number"),
 ])
@@ -180,11 +183,14 @@ def test_an_early_average_at_the_very_end_is_the_average(tmp_path, data):
     assert all(torch.equal(a[k], v) for k, v in b.items())
 
 
-def test_labels_are_balanced_from_step_to_step_where_a_batch_is_not(tmp_path, teacher):
-    """Batches of 3 for 2 classes."""
+@pytest.mark.parametrize("every", [1, 2])
+def test_labels_are_balanced_over_steps_where_a_batch_is_not(tmp_path, teacher, every):
+    """Batches of 3 for 2 classes: a student that moves on every second step is to meet both as often."""
     recipe = DMD(DMD.Settings(out=tmp_path, teacher=teacher, batch=3, **PLAIN))
-    told = [recipe.labels(turn_at(step)).tolist() for step in range(4)]
-    assert told == [[0, 1, 0], [1, 0, 1]] * 2
+    told = torch.stack([recipe.labels(turn_at(step)) for step in range(every - 1, 600 * every, every)])
+    assert (told.diff(dim=1).abs() == 1).all()              # in turn: as balanced as three can be
+    assert abs(float(told.double().mean()) - 0.5) < 0.02
+    assert torch.equal(recipe.labels(turn_at(5)), recipe.labels(turn_at(5)))
 
 
 def turn_at(step):

@@ -5,6 +5,7 @@ import re
 import pytest
 import torch
 from torch import nn
+from torch.nn.functional import softplus
 
 import stillroom
 from stepping import same, state, steps_of, trainer_of
@@ -79,7 +80,8 @@ def test_the_penalty_is_exact_and_has_a_gradient_of_its_own():
         z = x.clone().requires_grad_()
         return r1(critic(z, y), z)
 
-    numbers = torch.stack([(critic(x + h * e, y) - critic(x - h * e, y)) / (2 * h) for e in torch.eye(3).double()], 1)
+    steps = h * torch.eye(3).double()
+    numbers = torch.stack([(critic(x + e, y) - critic(x - e, y)).mean(1) / (2 * h) for e in steps], 1)
     assert torch.allclose(penalty(), numbers.square().sum(1) / 2, atol=1e-8)
     weight = critic.heads.layers[1][1].weight
     (slope,) = torch.autograd.grad(penalty().sum(), weight)
@@ -103,8 +105,17 @@ def test_heads_know_labels_by_how_they_go_with_features():
     added = (heads(features, y) - heads(features)).detach()
     inner = [nn.Sequential(*list(layer.children())[:-1]) for layer in heads.layers]
     seen = [inner[0](features[0]), inner[1](features[1].movedim(1, -1)).flatten(1, 2).mean(1)]
-    by_hand = sum((a * b).sum(1) for a, b in zip(seen, heads.labels.weight[y].chunk(2, 1), strict=True)) / 2
+    by_hand = torch.stack([(a * b).sum(1) for a, b in zip(seen, heads.labels.weight[y].chunk(2, 1), strict=True)], 1)
     assert torch.allclose(added, by_hand.detach(), atol=1e-6)
+
+
+def test_every_head_plays_the_game_by_itself():
+    """As in the release: a softplus of each, which one that is fooled cannot hide behind the others."""
+    real, made = torch.tensor([[3.0, -3.0]]), torch.tensor([[-3.0, 3.0]])
+    once, twice = float(softplus(torch.tensor(-3.0))), float(softplus(torch.tensor(3.0)))
+    assert float(critic_softplus(real, made)) == pytest.approx(once + twice)
+    assert float(maker_softplus(made)) == pytest.approx((once + twice) / 2)
+    assert Critic(Layers(2, 8, 3), (2,))(torch.randn(5, 2)).shape == (5, 3)
 
 
 def test_the_penalty_comes_on_every_so_many_steps(tmp_path, teacher):
@@ -301,6 +312,8 @@ def test_a_critic_judges_by_a_frozen_feature_net(tmp_path):
     ({"freeze": "layers", "lora": 2}, "give one of them"),
     ({"begin": "scratch", "lora": 2}, "leave out lora"),
     ({"begin": "nothing"}, "'teacher', 'scratch'"),
+    ({"features": "runs/features", "width": 16}, "width: of a small net of the critic's own"),
+    ({"r1": 0.0, "lazy": 4}, "lazy: of a penalty whose weight r1 is 0"),
 ])
 def test_what_gdd_cannot_do_is_refused_in_a_line(tmp_path, teacher, more, says):
     with pytest.raises(Refusal, match=re.escape(says)) as error:

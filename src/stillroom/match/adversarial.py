@@ -20,7 +20,8 @@ def maker_hinge(made: Tensor) -> Tensor:
 
 
 def critic_softplus(real: Tensor, made: Tensor) -> Tensor:
-    """[B]: softplus(-D(x)) + softplus(D(G)), the non-saturating game (Goodfellow et al. 2014)."""
+    """[B]: softplus(-D(x)) + softplus(D(G)), mean over a sample's logits: the non-saturating game (Goodfellow et al.
+    2014)."""
     return (softplus(-real) + softplus(made)).reshape(len(real), -1).mean(1)
 
 
@@ -30,8 +31,9 @@ def maker_softplus(made: Tensor) -> Tensor:
 
 
 def r1(logits: Tensor, x: Tensor) -> Tensor:
-    """[B]: |dD/dx|^2 / 2 at real samples x, which must require a gradient (Mescheder et al. 2018)."""
-    (slope,) = torch.autograd.grad(logits.sum(), x, create_graph=True)
+    """[B]: |dD/dx|^2 / 2 of the mean D of a sample's logits, at real samples x, which must require a gradient
+    (Mescheder et al. 2018)."""
+    (slope,) = torch.autograd.grad(logits.reshape(len(x), -1).mean(1).sum(), x, create_graph=True)
     return slope.square().flatten(1).sum(1) / 2
 
 

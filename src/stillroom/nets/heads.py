@@ -10,9 +10,9 @@ from stillroom.settings import Refusal
 
 
 class Heads(nn.Module):
-    """Features [B, C], tokens [B, N, C] or maps [B, C, h, w], one of each kind named in `channels`, to one logit per
-    sample: the mean over features and places. With `classes`, plus how well each feature goes with the sample's label
-    (projection, Miyato & Koyama 2018)."""
+    """Features [B, C], tokens [B, N, C] or maps [B, C, h, w], one of each kind named in `channels`, to one logit each,
+    the mean over places. With `classes`, plus how well the feature goes with the sample's label (projection, Miyato &
+    Koyama 2018)."""
 
     def __init__(self, channels: Sequence[int], width: int = 64, classes: int | None = None):
         super().__init__()
@@ -25,7 +25,7 @@ class Heads(nn.Module):
             nn.init.zeros_(self.labels.weight)
 
     def forward(self, features: Sequence[Tensor], y: Tensor | None = None) -> Tensor:
-        """[B], in float32 even under autocast: the penalty is of small differences between them."""
+        """[B, features], in float32 even under autocast: the penalty is of small differences between them."""
         if self.labels is None or y is None:
             labels = [None] * len(self.layers)
         else:
@@ -33,7 +33,7 @@ class Heads(nn.Module):
         with torch.autocast(features[0].device.type, enabled=False):
             logits = [self.logit(layer, channels_last(f).to(torch.promote_types(f.dtype, torch.float32)), each)
                       for layer, f, each in zip(self.layers, features, labels, strict=True)]
-        return torch.stack(logits).mean(0)
+        return torch.stack(logits, 1)
 
     @staticmethod
     def logit(layer: nn.Module, h: Tensor, label: Tensor | None) -> Tensor:
@@ -45,7 +45,7 @@ class Heads(nn.Module):
 
 
 class Critic(nn.Module):
-    """Samples to one logit each, through heads on all that `body` sees of them: a list of features for `Heads`."""
+    """Samples to logits, through heads on all that `body` sees of them: a list of features for `Heads`."""
 
     def __init__(self, body: nn.Module, shape: tuple[int, ...], classes: int | None = None):
         super().__init__()
@@ -54,7 +54,7 @@ class Critic(nn.Module):
         self.body, self.heads = body, Heads([channels_last(f).shape[-1] for f in seen], classes=classes)
 
     def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
-        """[B]"""
+        """[B, features]"""
         return self.heads(self.body(x), y)
 
 

@@ -28,7 +28,7 @@ from stillroom.match import augmentation, mean_and_variance, pseudo_target, stat
 from stillroom.paths import sign_of, target
 from stillroom.recipes import dmd
 from stillroom.recipes._adversary import Adversarial
-from stillroom.settings import NotNegative, Refusal
+from stillroom.settings import NotNegative, Refusal, refuse_given
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,12 +51,13 @@ class DecoupledDMD(dmd.DMD):
         if settings.guidance <= 1:
             raise Refusal(f"guidance {settings.guidance:g}: what it adds above 1 is what moves the student; give 3, or "
                           "match without guidance: stillroom distill dmd")
-        if (settings.judge, settings.judge_weight) != (Settings.judge, Settings.judge_weight):
-            raise Refusal("judge, judge_weight: where there are heads here, there is no fake score; leave them out")
-        if settings.weight != Settings.weight:
-            raise Refusal(f"weight {settings.weight}: here each term is over its own residual; leave it out")
-        if settings.fake_lora and settings.shield != "dm":
-            raise Refusal(f"fake_lora: shield {settings.shield} has no fake score; leave it out")
+        refuse_given(settings, ("judge", "judge_weight"), "where there are heads here, there is no fake score; leave "
+                                                          "it out")
+        refuse_given(settings, ("weight",), "here each term is over its own residual; leave it out")
+        for name, shield in (("fake_lora", "dm"), ("statistics", "statistics"), ("adversarial", "adversarial")):
+            if settings.shield != shield:
+                refuse_given(settings, (name,), f"shield {settings.shield} has no such term; give --shield {shield}, "
+                                                "or leave it out")
         if settings.shield == "adversarial" and not settings.adversarial.weight:
             raise Refusal("shield adversarial: its weight is 0; give --adversarial.weight above 0, or --shield none")
         super().__init__(settings, data)
@@ -101,7 +102,7 @@ class DecoupledDMD(dmd.DMD):
         if self.settings.shield == "dm":
             terms["matching"] = self.gap(x, y, turn, self.flow.denoiser)
         if self.settings.shield == "statistics":
-            terms["statistics"] = self.settings.statistics * statistics_kl(turn.gather(x), *self.usual)
+            terms["statistics"] = self.settings.statistics * statistics_kl(x, *self.usual)
         return terms
 
     def augmented(self, x: Tensor, y: Tensor | None, turn) -> Tensor:

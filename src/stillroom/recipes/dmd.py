@@ -26,9 +26,9 @@ from torch import Tensor
 from stillroom.flows import Denoiser, Denoises, denoising_loss, rollout
 from stillroom.match import Weight
 from stillroom.paths import LawName
-from stillroom.recipes._adversary import Adversarial, Adversary
+from stillroom.recipes._adversary import Adversarial, Adversary, require_weight
 from stillroom.recipes._students import Distillation, WithData, averaged, generator_of, plans_of, score_gap
-from stillroom.settings import Count, Natural, NotNegative, Optimizer, Refusal, Share
+from stillroom.settings import Count, Natural, NotNegative, Optimizer, Refusal, Share, refuse_given
 from stillroom.train import Role
 from stillroom.train.recipe import Terms
 
@@ -166,10 +166,9 @@ class DMD(Distillation):
 
 
 def require_steps(s: Settings) -> None:
-    several = s.asked, s.move, s.gradient
-    if s.student_steps == 1 and several != (Settings.asked, Settings.move, Settings.gradient):
-        raise Refusal("asked, move, gradient: of a student of several steps; give --student-steps above 1, or leave "
-                      "them out")
+    if s.student_steps == 1:
+        refuse_given(s, ("asked", "move", "gradient"), "of a student of several steps; give --student-steps above 1, "
+                                                       "or leave it out")
     if s.asked == "noised" and s.gradient != "exit":
         raise Refusal(f"gradient {s.gradient}: of a student's own steps, and at noised data it makes none; leave it "
                       "out, or give --asked simulated")
@@ -181,8 +180,9 @@ def learns_to_judge(s: Settings) -> bool:
 
 
 def require_judge(s: Settings) -> None:
-    usual = type(s)
-    if not s.adversarial.weight and (s.judge, s.judge_weight) != (usual.judge, usual.judge_weight):
-        raise Refusal("judge, judge_weight: there are no heads; give --adversarial.weight above 0, or leave them out")
-    if s.judge == "teacher" and s.judge_weight != usual.judge_weight:
-        raise Refusal("judge_weight: the teacher's features stand still; give --judge fake, or leave it out")
+    require_weight(s.adversarial)
+    if not s.adversarial.weight:
+        refuse_given(s, ("judge", "judge_weight"), "there are no heads; give --adversarial.weight above 0, or leave it "
+                                                   "out")
+    if s.judge == "teacher":
+        refuse_given(s, ("judge_weight",), "the teacher's features stand still; give --judge fake, or leave it out")

@@ -37,7 +37,19 @@ from stillroom.measure import participation_ratio
 from stillroom.nets.bank import Bank
 from stillroom.recipes import flow as flows
 from stillroom.recipes.features import feature_net
-from stillroom.settings import Count, Decay, NotNegative, Optimizer, Positive, Refusal, Share, Where, nearest, seed_of
+from stillroom.settings import (
+    Count,
+    Decay,
+    NotNegative,
+    Optimizer,
+    Positive,
+    Refusal,
+    Share,
+    Where,
+    nearest,
+    refuse_given,
+    seed_of,
+)
 from stillroom.train import Average, Product, Recipe, Role, Stage
 from stillroom.train.checkpoint import full
 from stillroom.train.teacher import open_teacher_of, teacher_card
@@ -434,5 +446,11 @@ def refuse_what_cannot_be(s: Settings, groups: int, classes: int | None) -> None
         raise Refusal(f"strongest = {s.strongest}: strengths of guidance begin at 1")
     if classes is None and (s.drop or s.strongest > 1):
         raise Refusal("the data have no labels, so nothing can be guided: leave out drop and strongest")
-    if s.noising == "query" and (s.taps != ("identity",) or s.strongest > 1):
-        raise Refusal("noising = query compares samples themselves, without guidance: leave out taps and strongest")
+    if s.strongest == 1:
+        refuse_given(s, ("power", "plain", "unconditional"), "of strengths of guidance, and only 1 is drawn; give "
+                                                             "--strongest above 1, or leave it out")
+    if s.noising == "none":
+        refuse_given(s, ("noise",), "noising = none compares samples as they are; give --noising both, or leave it out")
+    if s.noising == "query":
+        refuse_given(s, ("taps", "strongest", "field"), "noising = query compares samples themselves, without a field "
+                                                        "or guidance; leave it out")

@@ -8,8 +8,9 @@ Equation (Zheng & Yang 2024): for x = G(z, y), the teacher's network asked once 
     G: min E softplus(-D(x, y))
     D: min E softplus(D(x, y)) + softplus(-D(x', y')) + r1 / 2 |grad_x' D(x', y')|^2,    x', y' real
 
-The penalty is exact, and lazy: taken on every `lazy`-th step, so many times as strong. D has heads on all scales of a
-feature net: a frozen one (`features`, as in the paper), or one that learns with them.
+each the mean over the heads of D, on all scales of a feature net: a frozen one (`features`, as in the paper), or one
+that learns with them. The penalty is exact, of the heads' mean, and lazy: taken on every `lazy`-th step, so many times
+as strong.
 
 With `freeze`, a regular expression, parameters of such names stay the teacher's. GDD-I freezes the convolutions inside
 the blocks of a U-Net (`conv|grow|shrink|out`) and learns norms, their modulation and attention: that this is enough
@@ -35,7 +36,7 @@ from stillroom.nets import ResNet, build, describe
 from stillroom.nets.heads import Critic, Layers
 from stillroom.recipes._students import Distillation, WithData, at_noise, averaged, one_step_of
 from stillroom.recipes.features import feature_net
-from stillroom.settings import Count, NotNegative, Optimizer, Refusal, Where
+from stillroom.settings import Count, NotNegative, Optimizer, Refusal, Where, refuse_given
 from stillroom.train import Role
 from stillroom.train.schedule import ends
 from stillroom.train.teacher import is_ours
@@ -100,8 +101,7 @@ class GDD(Distillation):
 
     def roles(self):
         s = self.settings
-        trains = self.learned or self.role(self.student, s.student).trains
-        return {"student": Role(self.student, s.student, trains, average=self.mean),
+        return {"student": Role(self.student, s.student, self.learned or self.learns, average=self.mean),
                 "critic": Role(self.critic, s.critic, trains="^heads" if s.features else "")}
 
     def losses(self, batch, turn):
@@ -158,6 +158,10 @@ def unfrozen(module: nn.Module, freeze: str) -> str:
 
 
 def require_sense(s: Settings, data) -> None:
+    if s.features:
+        refuse_given(s, ("width",), "of a small net of the critic's own, in whose place features stand; leave it out")
+    if not s.r1:
+        refuse_given(s, ("lazy",), "of a penalty whose weight r1 is 0; leave it out")
     if s.freeze and s.lora:
         raise Refusal("freeze and lora both say what learns: give one of them")
     if s.begin == "scratch" and s.lora:

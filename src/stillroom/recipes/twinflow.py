@@ -39,7 +39,7 @@ from stillroom.flows import Denoiser, FewStep
 from stillroom.match import pseudo_huber, pseudo_target
 from stillroom.paths import Linear, expand
 from stillroom.recipes._students import Distillation, WithData, averaged, plans_of, widened
-from stillroom.settings import Decay, Natural, NotNegative, Refusal, Share
+from stillroom.settings import Decay, Natural, NotNegative, Refusal, Share, refuse_given
 
 SERVED = (1, 2, 4)
 """Steps of the product."""
@@ -72,6 +72,10 @@ class TwinFlow(Distillation):
         super().__init__(settings, data)
         self.settings = settings
         self.wait = min(WAIT, settings.steps // 2) if settings.wait is None else settings.wait
+        if not settings.twin:
+            refuse_given(settings, ("wait",), "without a twin nothing waits; leave it out, or give --twin above 0")
+        if settings.guidance == 1:
+            refuse_given(settings, ("drop",), "guidance 1 asks for no answers without labels; leave it out")
         if settings.twin and self.wait >= settings.steps:
             raise Refusal(f"wait {self.wait}: leaves none of {settings.steps} steps in which the twin pushes; give "
                           "fewer, or --twin 0")
