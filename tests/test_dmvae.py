@@ -87,8 +87,11 @@ def flow(tmp_path_factory, codec, data):
 
 def settings(out, codec, **more):
     given = {**TINY, "out": out, "codec": codec, "reference": "gaussian", **more}
-    if given.get("match") in ("drifting", "adversarial", "kl", "teacher") and "score_net" not in more:
-        del given["score_net"]                      # there is none, and it would be refused
+    idle = ["score_net"] if given.get("match") in ("drifting", "adversarial", "kl", "teacher") else []
+    idle += ["every", "fake_steps"] if given.get("match") in ("drifting", "kl", "teacher") else []
+    for name in idle:                               # there is nothing that they are of, and they would be refused
+        if name not in more:
+            del given[name]
     return Settings(**given)
 
 
@@ -192,7 +195,8 @@ def test_a_mixture_of_both_scores_pulls_by_two_numbers(tmp_path, x, codec):
 def test_where_nothing_pushes_no_fake_score_is_built_trained_or_asked(tmp_path, x, codec):
     out = trained(tmp_path / "run", x, codec, match="teacher")
     rows, run = read_rows(out / "metrics.jsonl"), json.loads((out / "run.json").read_text())
-    assert "codec/teacher" in rows[2] and not any(name.startswith("fake/") for row in rows for name in row)
+    assert all("codec/teacher" in row for row in rows[:6])                      # it waits for no fake score
+    assert not any(name.startswith("fake/") for row in rows for name in row)
     assert "fake" not in run["evaluations"] and [r["stage"] for r in rows] == ["match"] * 6 + ["decoder"] * 2
     alone, beside = scores(push=0.0), scores(push=0.0)      # which pulls as it did beside a fake score
     alone = ByScores(alone.reference, None, alone.law, 0.0, 1.0, (1.0, 1.0), RATE)
@@ -293,6 +297,18 @@ def test_only_steps_that_move_the_codec_decode(tmp_path, x, codec, monkeypatch):
     assert moved == [2, 5] and tracked == [0, 1, 2, 3, 4, 5, 6]
 
 
+def test_the_critic_of_pictures_moves_whenever_there_are_pictures(tmp_path, x, codec):
+    given = settings(tmp_path / "no", codec, adversarial=0.5, critic_from=0.0, adversarial_from=0.0, decoder_steps=3)
+    recipe = DMVAE(given, Tensors(x))
+    trainer, before, moved = trainer_of(recipe, given), state(recipe.critic), []
+    for step in steps_of(trainer, 11):
+        now = state(recipe.critic)
+        moved += [step - 1] if not same(now, before) else []
+        before = now
+    moved += [10] if not same(state(recipe.critic), before) else []
+    assert moved == [2, 5, 8, 9, 10]        # with the codec, every third; and all of the decoder's
+
+
 @pytest.mark.parametrize("kind", ["own", "transformers"])
 def test_with_tokens_everything_is_live(tmp_path, x, kind):
     """The trunk was frozen while its tokenizer learned: every tensor of it moves here, beside bottleneck, decoder, fake
@@ -366,7 +382,7 @@ def test_the_products_latents_are_normalised_and_distances_told_beside_their_flo
 
 
 def test_the_ordinary_vae_is_a_pull_too(tmp_path, x, drawing):
-    out = trained(tmp_path / "run", x, drawing, match="kl", fake_steps=0)
+    out = trained(tmp_path / "run", x, drawing, match="kl")
     rows = read_rows(out / "metrics.jsonl")
     assert "codec/kl" in rows[2] and not any(name.startswith("fake/") for row in rows for name in row)
 
@@ -379,7 +395,7 @@ def test_its_pull_is_the_divergence_from_the_unit_normal(tmp_path, x, drawing):
         return kl_divergence(Normal(mean, (logvar / 2).exp()), Normal(0 * mean, 1 + 0 * mean)).flatten(1).mean(1)
 
     torch.testing.assert_close(divergence(mean, logvar), by_hand(mean, logvar))
-    recipe = DMVAE(settings(tmp_path / "no", drawing, match="kl", fake_steps=0, weight=0.3), Tensors(x))
+    recipe = DMVAE(settings(tmp_path / "no", drawing, match="kl", weight=0.3), Tensors(x))
     turn = Draws()
     turn.stage = "match"
     told = recipe.losses({"data": Batch(x[:6], None)}, turn)["codec"]["kl"]
@@ -535,6 +551,8 @@ def test_what_cannot_be_is_refused_in_one_line(tmp_path, data, x, codec, flow):
         (recipe(given=labelled, guidance=3.0), "one law for all classes; leave it at 1, or give one that knows"),
         (recipe(fake="lora"), "closed form"),
         (recipe(fake="lora", match="drifting"), "has no fake score"),
+        (recipe(every=3, match="drifting"), "every: match drifting has nothing that learns beside encoder and decoder"),
+        (recipe(fake_steps=3, match="teacher"), "fake_steps: match teacher has nothing that learns"),
         (recipe(l1=0.0), "nothing holds the latents"), (recipe(times=(0.5, 0.5)), "an earlier and a later one"),
         (recipe(match="gpa"), "one of gap, teacher"), (recipe(match="mix:0:0"), "mix:PUSH:PULL"),
         (recipe(match="mix:1"), "mix:PUSH:PULL"), (recipe(given=labelled, match="drifting"), "say --no-conditional"),

@@ -102,12 +102,13 @@ def judged(critic: nn.Module, x: Tensor, drawn: Tensor, turn) -> tuple[Tensor, T
 
 
 def add_hinges(out: dict[str, dict[str, Tensor]], role: str, critic: nn.Module, x: Tensor, drawn: Tensor,
-               terms: Mapping[str, Tensor], share: float, net: nn.Module, turn, learns: bool) -> None:
-    """The critic's, in its turn; and the hinge of what has drawn, where that learns from the critic, balanced against
-    `terms` at the last layer of `net`."""
+               terms: Mapping[str, Tensor], share: float, net: nn.Module, turn, learns: bool,
+               judge: str = "critic") -> None:
+    """The critic's, in the turn of its role `judge`; and the hinge of what has drawn, where that learns from the
+    critic, balanced against `terms` at the last layer of `net`."""
     hinge, made = judged(critic, x, drawn, turn)
-    if "critic" in turn:
-        out["critic"] = {"hinge": hinge}
+    if judge in turn:
+        out[judge] = {"hinge": hinge}
     if learns:
         out[role]["hinge"] = balanced_hinge(critic, made, terms, share, last_weight(net), turn, role)
 

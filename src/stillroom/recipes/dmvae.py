@@ -55,7 +55,18 @@ from stillroom.recipes._drawing import (
 )
 from stillroom.recipes._shaping import ByCritic, ByDrift, ByScores, divergence, fake_of
 from stillroom.recipes.codec import Cut, perceptual_of, require_whole_latents
-from stillroom.settings import Count, Natural, NotNegative, Optimizer, Place, Refusal, Share, Where, seed_of
+from stillroom.settings import (
+    Count,
+    Natural,
+    NotNegative,
+    Optimizer,
+    Place,
+    Refusal,
+    Share,
+    Where,
+    refuse_given,
+    seed_of,
+)
 from stillroom.train import Average, Product, Role, Stage, load_product
 from stillroom.train.teacher import is_ours, open_codec, open_teacher, size_of
 from stillroom.train.world import pick_device
@@ -104,7 +115,8 @@ class Settings(Judged, Cut):
     decoder_steps: Natural = 1000
     """Of the decoder with the encoder frozen, at the end."""
     every: Count = 5
-    """Updates of the fake score for one of encoder and decoder."""
+    """Updates of the fake score, or the critic of latents, for one of encoder and decoder. Where neither learns, every
+    step is one of encoder and decoder."""
     weight: NotNegative = 10.0
     """Of the pull at z, beside a reconstruction's terms of 1."""
     guidance: float = 1.0
@@ -145,14 +157,16 @@ def refuse_idle(s: Settings, data) -> None:
     if (shares is None and s.match not in OTHERS) or shares == (0, 0):
         raise Refusal(f"match {s.match!r}: one of {', '.join((*MATCHES, *OTHERS))}, or mix:PUSH:PULL with two numbers, "
                       "of which one is above 0")
-    fields, push = Settings.__dataclass_fields__, 0 if shares is None else shares[0]
+    push = 0 if shares is None else shares[0]
     for has, lacks, names in ((shares, "asks no scores", ("times", "time_law", "guidance")),
                               (push, "has no fake score", ("fake", "rank", "score_net", "fake_guidance"))):
-        for name in () if has else names:
-            if getattr(s, name) != (ScoreNet() if name == "score_net" else fields[name].default):
-                raise Refusal(f"{name}: match {s.match} {lacks}; leave it out, or give --match gap")
-    if s.fake == "full" and s.rank != fields["rank"].default:
-        raise Refusal(f"rank {s.rank}: of adapters, and the fake score is whole; add --fake lora, or leave it out")
+        if not has:
+            refuse_given(s, names, f"match {s.match} {lacks}; leave it out, or give --match gap")
+    if s.match != "adversarial" and not push:
+        refuse_given(s, ("every", "fake_steps"), f"match {s.match} has nothing that learns beside encoder and decoder; "
+                                                 "leave it out, or give --match gap")
+    if s.fake == "full":
+        refuse_given(s, ("rank",), "of adapters, and the fake score is whole; add --fake lora, or leave it out")
     if s.match == "drifting" and s.conditional and data.classes:
         raise Refusal("match drifting: it brings all classes together to the reference; say --no-conditional")
 
@@ -273,18 +287,20 @@ class DMVAE(OfPictures):
         require_usable(self.codec, batch["data"].x, f"codec {self.settings.codec}")
 
     def roles(self):
-        s = self.settings
-        roles = {"codec": Role(self.codec, s.model, every=s.every, average=self.mean),
+        s, beside = self.settings, {} if self.shaped is None else self.shaped.roles()
+        every = s.every if beside else 1
+        roles = {"codec": Role(self.codec, s.model, every=every, average=self.mean), **beside,
                  "decoder": Role(self.codec, s.decoder, trains="^decoder", average=self.mean)}
-        roles |= {} if self.shaped is None else self.shaped.roles()
-        return roles | ({"critic": Role(self.critic, s.critic, every=s.every)} if self.critic is not None else {})
+        if self.critic is not None:     # it moves whenever there are pictures for it
+            roles |= {"critic": Role(self.critic, s.critic, every=every), "tuning critic": Role(self.critic, s.critic)}
+        return roles
 
     def stages(self):
         s = self.settings
         beside = tuple(self.shaped.roles()) if self.shaped is not None else ()
         stages = [Stage("fake", s.fake_steps, roles=beside)] if beside and s.fake_steps else []
         stages += stages_of("match", s.steps, s.adversarial, s.critic_from, s.adversarial_from, ("codec", *beside))
-        last = ("decoder", "critic") if s.adversarial else ("decoder",)
+        last = ("decoder", "tuning critic") if s.adversarial else ("decoder",)
         return stages + ([Stage("decoder", s.decoder_steps, last, self.freeze)] if s.decoder_steps else [])
 
     def freeze(self) -> None:
@@ -317,7 +333,7 @@ class DMVAE(OfPictures):
         out = {role: dict(terms)}
         if self.critic is not None and turn.stage in ("critic", "adversarial", "decoder"):
             add_hinges(out, role, self.critic, x, drawn, terms, s.adversarial, self.codec.decoder, turn,
-                       turn.stage != "critic")
+                       turn.stage != "critic", "tuning critic" if turn.stage == "decoder" else "critic")
         return out
 
     # ---- what comes of it ----
