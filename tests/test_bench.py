@@ -8,11 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "bench"))
 
 import prompted  # pyright: ignore[reportMissingImports]
 from compare import HERE, Figure, interleave, median, ratio, tail  # pyright: ignore[reportMissingImports]
+from kept import kept  # pyright: ignore[reportMissingImports]
 
 
 # Conover, Practical Nonparametric Statistics: ranks of the 95 % interval of a median.
@@ -62,6 +64,13 @@ def test_no_bench_is_called_like_a_package():
     """The folder of a script that runs comes first on the path: what has a package's name would stand in its place."""
     taken = sys.stdlib_module_names | packages_distributions().keys()
     assert not {file.stem for file in HERE.glob("*.py")} & taken
+
+
+def test_what_is_kept_for_the_backward_pass_is_counted_once_and_without_weights():
+    """A linear layer keeps what goes in, a sigmoid what comes out, and the second layer that same tensor again."""
+    nn = torch.nn
+    net = nn.Sequential(nn.Linear(4, 8), nn.Sigmoid(), nn.Linear(8, 2))
+    assert kept(net, torch.zeros(3, 4)) == 4 * (3 * 4 + 3 * 8)
 
 
 @pytest.mark.parametrize(("case", "pooled"), [(prompted.SD15, 0), (prompted.SDXL, 8)])
