@@ -1,4 +1,4 @@
-"""What a sample at a text-to-image teacher's size keeps between forward and backward, with `--checkpointing` and without.
+"""What a sample of a text-to-image teacher keeps between forward and backward, with `--checkpointing` and without.
 
 Counted in float32 on tensors that hold no numbers, so that any machine can; attention is the processor's fused one.
 """
