@@ -14,7 +14,7 @@ the teacher at 1, 2 and 16 steps; of all arms the energy distance to the mixture
 the teacher's network, told the time 0 in pure noise.
 
 Not claimed: anything about guidance, labels, pictures or other paths. The rate, 2e-3, and the 1000 updates were chosen
-on seed 1, where 600 did as well.
+on seed 1.
 """
 
 from typing import Any

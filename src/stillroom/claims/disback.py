@@ -17,8 +17,8 @@ target once more, in every arm. The arm `null` is DisBack whose gap is multiplie
 
 How to read it: the paper reports faster convergence, of which a pilot on mixtures found nothing, and neither did a few
 trials on seed 1, with rates of 1e-3 and 2e-4, before this was written down. The statement is the paper's all the same.
-With the seeds 101 to 103, and ratios for margins, the claim was invalid: plain DMD took 175, 225 and 700 steps, so that
-three seeds could not tell even the null arm from it. Hence eight seeds, fresh ones, and logarithms.
+With the seeds 101 to 103, and ratios for margins, the claim was invalid: plain DMD's steps differed so much that three
+seeds could not tell even the null arm from it. Hence eight seeds, fresh ones, and logarithms.
 
 Not claimed: anything about pictures, or about students whose network is not their teacher's.
 """

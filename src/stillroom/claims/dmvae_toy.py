@@ -21,8 +21,8 @@ deviation 0.15, and a circle of 96 of deviation 0.05. Claimed:
 
 The energy distance is that of two empirical laws, which is never below zero. The arm `truth` is 512 fresh draws of the
 law, the arm `null` the gap multiplied by zero. Rates and steps were chosen on seed 1. The times of `half precision`
-were random in a first run of these seeds, in which the second error hung on the smallest of 64 (0.125 to 0.47); they
-were spread evenly then, and nothing else was changed.
+were random in a first run of these seeds, in which the second error hung on the smallest of 64; they were spread evenly
+then, and nothing else was changed.
 
 How to read it: what an encoder comes to differs between seeds far more than what points come to, so that three seeds
 may all lie below the bound and yet establish nothing.

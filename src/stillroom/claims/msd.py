@@ -15,7 +15,7 @@ students whose objectives in the second stage are multiplied by zero: what match
 of the mixture.
 
 How to read it: the classes are what is shared out, not the work. With as many evaluations in all, one student of five
-times the updates came nearer than five (seed 1, at half of the updates); five have theirs in parallel.
+times the updates comes nearer than five (`one-long`); five have theirs in parallel.
 
 Not claimed: that five students beat one of five times the size, or one that has five times the updates.
 """

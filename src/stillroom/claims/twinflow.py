@@ -16,8 +16,8 @@ holds four networks; the teacher at 25 and at 1 step; and of all arms the Fréch
 multiplied by zero: the teacher at one step.
 
 How to read it: on mixtures in the plane, where the base's one step is already near to the mixture, the twin changed
-nothing that two seeds agreed on. On seeds 1 to 3 of this claim the ratio lay between 0.5 and 0.75. With the gap brought
-to one length, as released, the student ran away from its twin where the teacher had learned for half as long.
+nothing that two seeds agreed on. With the gap brought to one length, as released, the student ran away from its twin
+where the teacher had learned for half as long.
 
 Not claimed: that TwinFlow is better than `dmd`, or cheaper, or of use at 2 and 4 steps. The rate, 1e-3, is the
 teacher's; weight and wait were chosen on seed 1, and looked at on 2 and 3.
