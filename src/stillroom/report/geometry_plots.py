@@ -8,10 +8,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
-from stillroom.report.plots import ACCENT, BAD, INK, MUTED, NAME, RULE, SECOND, SMALL, plain
+from stillroom.report.plots import ACCENT, BAD, FIFTH, FOURTH, INK, MUTED, NAME, RULE, SECOND, SMALL, THIRD, plain
 
 Found = Mapping[str, Any]
-COLOURS = (ACCENT, SECOND, INK, BAD, MUTED)
+COLOURS = (ACCENT, SECOND, INK, THIRD, BAD, FOURTH, FIFTH, MUTED)
 DASHES: Mapping[str, Any] = {"global": "-", "within class": (0, (4, 2))}
 OVER = {"element": "over elements", "token": "over tokens", "pooled": "over pooled samples"}
 
