@@ -197,6 +197,7 @@ def test_numbers_on_the_page():
              1.23e-7: "1.23e-07", None: "not finite"}
     assert {value: docs.number(value) for value in shown} == shown
     assert docs.mean_and_sd([1.0, 2.0, 3.0]) == "2.0 ± 1.0"
+    assert docs.mean_and_sd([1.7, 1.7 * (1 + 1e-12)]) == "1.700 ± 0"                # the same figure, but for rounding
     assert docs.mean_and_sd([1.0, None]) == "not finite"
 
 

@@ -22,6 +22,9 @@ computed from the measured values, which are stored with the package; this page 
 - `stillroom claims picture NAME --out FILE.png` draws the clouds of each arm of `vsd` and of `dmvae-toy`.
 """
 
+ROUNDING = 1e-9
+"""Of a mean: deviations below it are of sums that were taken in another order."""
+
 
 def page() -> str:
     entries = listing()
@@ -102,6 +105,8 @@ def mean_and_sd(values: Sequence[float | None]) -> str:
     if len(numbers) == 1:
         return number(numbers[0])
     mean, sd = statistics.mean(numbers), statistics.stdev(numbers)
+    if sd < ROUNDING * abs(mean):
+        sd = 0.0
     return f"{as_precise(mean, sd)} ± {number(sd, 2)}"
 
 
