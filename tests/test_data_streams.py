@@ -166,6 +166,18 @@ def test_too_many_bad_pictures_stop_the_run(tmp_path):
         loader.at(0)
 
 
+def test_the_bad_share_of_a_small_stream_is_that_of_its_pictures_in_any_epoch(tmp_path):
+    count = write(tmp_path, counts=(20,), broken=(5,))          # 5 %: one of a hundred seen, in five epochs
+    with Loader(stream(tmp_path, bad_share=0.05), seed=0, batch=count, workers=0) as loader:
+        for step in range(20):
+            loader.at(step)
+    with Loader(stream(tmp_path), seed=0, batch=count, workers=0) as loader:
+        for step in range(4):
+            loader.at(step)
+        with pytest.raises(Refusal, match=r"1 of 20 images seen so far are unreadable \(5.0%, more than 1.0%\)"):
+            loader.at(4)
+
+
 def test_a_refusal_that_was_thrown_away_comes_again_at_every_later_batch(tmp_path):
     count = write(tmp_path, counts=(200,), broken=(0, 1, 2))
     source = stream(tmp_path, bad_share=0.02)

@@ -19,6 +19,7 @@ from stillroom.settings import Refusal
 
 PIXEL_LIMIT = 178_000_000   # more is taken for a decompression bomb; Pillow itself refuses a little above
 MEMORY_LIMIT = 2**30        # bytes of squares, or of decoded pictures, that a source keeps
+ENOUGH = 100                # pictures seen before they are judged by how many of them are bad
 # Named one by one: left to itself Pillow also tries formats that start other programs (EPS starts Ghostscript).
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF", "TGA", "ICO")
 
@@ -202,7 +203,7 @@ class Tally:
 
     def __init__(self, name: str, share: float, count: int | None = None):
         self.name, self.share, self.seen, self.bad = name, share, 0, dict[str, str]()
-        self._enough = min(100, count or 100)
+        self._enough, self._different = min(ENOUGH, count or ENOUGH), set[str]()
         self._missed, self._refusal = 0, ""         # a stream misses a bad picture once in every epoch
         self._lock = threading.Lock()
 
@@ -212,10 +213,13 @@ class Tally:
             if reason is not None:
                 self.bad[title] = reason
                 self._missed += 1
-            if self.seen >= self._enough and len(self.bad) > self.share * self.seen:
+            if len(self._different) < ENOUGH:
+                self._different.add(title)
+            of = self.seen if len(self._different) == ENOUGH else len(self._different)  # a small stream comes round
+            if self.seen >= self._enough and len(self.bad) > self.share * of:
                 self._refusal = (
-                    f"{self.name}: {len(self.bad)} of {self.seen} images seen so far are unreadable "
-                    f"({len(self.bad) / self.seen:.1%}, more than {self.share:.1%}): {self.examples()}; "
+                    f"{self.name}: {len(self.bad)} of {of} images seen so far are unreadable "
+                    f"({len(self.bad) / of:.1%}, more than {self.share:.1%}): {self.examples()}; "
                     "mend or remove them, or raise bad_share"
                 )
         self.check()
