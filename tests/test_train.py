@@ -670,6 +670,18 @@ def test_a_run_that_began_while_this_one_prepared_is_not_written_over(tmp_path):
     assert (tmp_path / "run/settings.toml").read_text() == "another's"
 
 
+def test_what_an_earlier_run_left_is_not_taken_for_ones_own(tmp_path):
+    run_one(One, out := tmp_path / "run")
+    (out / "settings.toml").unlink()
+    with pytest.raises(Refusal, match=r"run holds checkpoints and metrics.jsonl of a run, without its settings"):
+        run_one(One, out, seed=1)
+    shutil.rmtree(out / "checkpoints")
+    with pytest.raises(Refusal, match=r"run holds metrics.jsonl of a run"):
+        run_one(One, out, seed=1)
+    (out / "metrics.jsonl").unlink()
+    run_one(One, out, seed=1)
+
+
 def test_what_is_cut_short_leaves_what_was_there_and_nothing_else(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt), file_written_atomically(tmp_path / "file") as new:
         new.write_text("half")

@@ -112,6 +112,9 @@ def require_empty(out: Path) -> None:
     if (out / "settings.toml").exists():
         raise Refusal(f"{out} already holds a run: go on with it (stillroom resume {out}), or choose another folder "
                       "with --out")
+    if left := [name for name in ("checkpoints", "metrics.jsonl") if (out / name).exists()]:
+        raise Refusal(f"{out} holds {' and '.join(left)} of a run, without its settings.toml; delete the folder, or "
+                      "choose another with --out")
 
 
 def start(make: Make, settings: Run, name: str, given: Mapping[str, Any] | None = None,
