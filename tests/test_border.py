@@ -67,7 +67,8 @@ def says(line: str, pattern: str) -> bool:
     ("train flow --config", "--config needs a value"),
     ("train flow --config nowhere.toml", "nowhere.toml: no such settings file"),
     ("recipes x", "usage: stillroom recipes ..."), ("env x", "usage: stillroom env"),
-    ("resume", "usage: ..."), ("resume a b", "usage: ..."), ("report", "usage: ..."), ("report a b", "usage: ..."),
+    ("resume", "usage: ..."), ("resume a b", "usage: ..."), ("resume --quiet", "usage: ..."),
+    ("resume --data x a", "usage: ..."), ("report", "usage: ..."), ("report a b", "usage: ..."),
     ("sample", "usage: ..."), ("sample --n 3", "usage: ..."), ("claims lst", "...did you mean 'list'..."),
 ])
 def test_words_that_are_not_understood(words, line):

@@ -153,6 +153,18 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before_and_says_so(tmp_path,
     assert any("step-00000060 is damaged" in note for note in notes)
 
 
+@pytest.mark.parametrize("content", ["{}", "[]", "3"])
+def test_a_manifest_that_names_no_files_is_a_damaged_one(tmp_path, content):
+    notes = damaged(tmp_path, lambda shelf: (shelf.path(60) / "manifest.json").write_text(content))
+    assert any("step-00000060 is damaged (manifest.json does not name its files)" in note for note in notes)
+
+
+def test_a_copy_beside_checkpoints_is_left_alone(tmp_path):
+    names = ["step-00000060 (copy)", "step-best", "step-7"]
+    damaged(tmp_path, lambda shelf: [shutil.copytree(shelf.path(60), shelf.folder / name) for name in names])
+    assert all((tmp_path / "run/checkpoints" / name).is_dir() for name in names)
+
+
 def test_all_checkpoints_damaged_starts_again(tmp_path):
     def all_of_them(shelf):
         for step in shelf.steps():

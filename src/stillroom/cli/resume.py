@@ -23,9 +23,9 @@ def run(word: str, arguments: list[str]) -> int:
     from stillroom.cli.train import finish, is_first
 
     quiet = take(arguments, "--quiet")
-    path = Path(arguments.pop(0))
-    if arguments and not arguments[0].startswith("--"):
+    if not arguments or arguments[0].startswith("-") or (arguments[1:] and not arguments[1].startswith("--")):
         raise Refusal(USAGE)
+    path = Path(arguments.pop(0))
     _, settings, _ = train.read_run(path, find)
     moved = taken_places(type(settings), arguments)
     if arguments:

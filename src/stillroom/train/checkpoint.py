@@ -127,6 +127,8 @@ def damage(folder: Path) -> str:
         sums = read_json(folder / "manifest.json")
     except Refusal as refusal:
         return str(refusal)
+    if not isinstance(sums, dict) or "state.json" not in sums:
+        return "manifest.json does not name its files"
     for name, expected in sums.items():
         if not (folder / name).is_file():
             return f"{name} is missing"
@@ -182,7 +184,9 @@ class Shelf:
         return self.folder / f"step-{step:08d}"
 
     def steps(self) -> list[int]:
-        return sorted(int(p.name.removeprefix("step-")) for p in self.folder.glob("step-*"))
+        """Of folders that have a checkpoint's name: a person may have laid a copy beside them."""
+        numbers = (int(name) for p in self.folder.glob("step-*") if (name := p.name.removeprefix("step-")).isdigit())
+        return sorted(step for step in numbers if self.path(step).is_dir())
 
     def best(self) -> dict[str, Any]:
         """{"step", "metric", "value"} of the best checkpoint, empty when no stage names a metric."""
