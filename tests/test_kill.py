@@ -107,3 +107,20 @@ def test_ctrl_c_stops_between_steps_with_a_checkpoint(tmp_path):
     session(run)
     start(ThreeRoles, settings(tmp_path / "whole", 1), "three", {"data": points()}, Silent())
     assert outcome(tmp_path / "run") == outcome(tmp_path / "whole")
+
+
+def test_a_second_ctrl_c_waits_for_no_step(tmp_path):
+    class Dies(ThreeRoles):
+        def after(self, batch, turn):
+            super().after(batch, turn)
+            if turn.step == 15:
+                for by in (signal.SIGTERM, signal.SIGTERM, signal.SIGINT, signal.SIGINT):
+                    os.kill(os.getpid(), by)
+                raise AssertionError("the step went on")
+
+    run = settings(tmp_path / "run", 1)
+    with pytest.raises(KeyboardInterrupt):
+        start(Dies, run, "three", {"data": points()}, Silent())
+    session(run)
+    start(ThreeRoles, settings(tmp_path / "whole", 1), "three", {"data": points()}, Silent())
+    assert outcome(tmp_path / "run") == outcome(tmp_path / "whole")

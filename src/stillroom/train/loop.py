@@ -370,5 +370,6 @@ class Trainer:
             save_product(product, path / "product", self.world.first, told)
 
     def stop_between_steps(self) -> AbstractContextManager[Callable[[], bool]]:
-        """Not across processes: they would stop at different steps."""
-        return asked_to_stop() if self.world.size == 1 else nullcontext(lambda: False)
+        """Not across processes: they would stop at different steps. A second Ctrl-C waits for no step: what a stage
+        does as it begins may take hours."""
+        return asked_to_stop(patience=1) if self.world.size == 1 else nullcontext(lambda: False)
