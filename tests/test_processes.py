@@ -20,7 +20,7 @@ from stillroom.train import Role, load_product, loop
 from stillroom.train.folder import read_rows
 from stillroom.train.shard import shard
 from stillroom.train.turn import Noise, Turn
-from stillroom.train.world import World
+from stillroom.train.world import World, open_world
 from three_roles import Generator  # noqa: F401  (its product names this class)
 from two_processes import BALANCED, CASES, SPREAD, balanced, run, save_teacher
 
@@ -170,3 +170,15 @@ def test_weights_that_cannot_be_sharded_are_refused():
     codec = Codec(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 3, 3), LatentSpace(4, 1, (0.0,) * 4, (1.0,) * 4))
     with pytest.raises(Refusal, match="role model: its weights lie channels last"):
         shard({"model": Role(codec, Optimizer(lr=0.1))}, TWO)
+
+
+@pytest.mark.parametrize(("name", "own"), [("auto", "cuda:3"), ("cuda", "cuda:3"), ("cuda:1", "cuda:1")])
+def test_the_accelerator_of_a_process_is_its_own_and_the_current_one(monkeypatch, name, own):
+    """One that is not the current one would be neither seeded step by step nor waited for."""
+    current = []
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch, "empty", lambda *_, **__: None)
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
+    with open_world(name) as world:
+        assert current == [world.device] == [torch.device(own)]

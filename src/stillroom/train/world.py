@@ -110,12 +110,11 @@ class World:
 
 
 def pick_device(name: str) -> torch.device:
+    """`cuda` without a number is this process's own."""
     if name == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
-        return torch.device("cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        device = torch.device(name)
+        device = torch.device(f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if name == "cuda" else name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise Refusal(f"device {name!r} is not to be had here: {str(error).splitlines()[0]}") from None
@@ -128,11 +127,11 @@ def pick_device(name: str) -> torch.device:
 def open_world(device: str = "auto") -> Iterator[World]:
     """Joins the launcher's processes, and leaves them the way that does not abort (barrier, collect, destroy)."""
     size, chosen = int(os.environ.get("WORLD_SIZE", 1)), pick_device(device)
+    if chosen.type == "cuda":
+        torch.cuda.set_device(chosen)       # what is seeded, waited for and reduced is the current device's
     if size == 1:
         yield World(0, 1, chosen)
         return
-    if chosen.type == "cuda":
-        torch.cuda.set_device(chosen)
     mine = not dist.is_initialized()
     if mine:
         dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
