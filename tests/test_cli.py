@@ -415,9 +415,17 @@ def test_folders_in_a_mixture_become_absolute(tmp_path, monkeypatch):
         assert anchored_place(given, Place()) == whole
 
 
-def test_the_folder_of_nobody_is_refused():
-    told = stillroom("train flow --data ~nosuchuser/pictures --size 8 --out no")
+@pytest.mark.parametrize("words", ["--data ~nosuchuser/pictures --out no", "--data digits --out=~nosuchuser/run"])
+def test_the_folder_of_nobody_is_refused(words):
+    told = stillroom("train flow --size 8 --steps 1 --width 16 --depth 1", words)
     assert told.code == 2 and "nobody of that name" in told.err and told.err.count("\n") == 1
+
+
+def test_a_run_goes_into_the_folder_of_its_user(tmp_path, monkeypatch):
+    """Shells leave the tilde of --out=~/run as it is."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert stillroom("train flow", TINY, "--steps 1 --quiet --out=~/run") == (0, "", "")
+    assert (tmp_path / "home/run/product").is_dir() and not Path("~").exists()
 
 
 def test_places_behind_another_word_become_absolute_and_known_names_stay(tmp_path, monkeypatch):

@@ -81,14 +81,15 @@ def check_recipe(config: Path, name: str) -> None:
 
 
 def anchored(settings: Run) -> Run:
-    """Paths that exist become absolute, so that the run can be resumed from any folder."""
+    """Paths become absolute, so that the run can be resumed from any folder; all but that of the run itself."""
     places, changed = places_of(type(settings)), {}
     for field in dataclasses.fields(settings):
-        value, place = getattr(settings, field.name), places.get(field.name)
-        if isinstance(value, Path) and field.name != "out":     # which is where the run lies, and may be moved
-            changed[field.name] = expanded(value).absolute()
-        if isinstance(value, str) and value and (place or os.sep in value):
-            changed[field.name] = anchored_place(value, place or Place())
+        value, mark = getattr(settings, field.name), places.get(field.name)
+        if isinstance(value, Path):
+            place = expanded(value)
+            changed[field.name] = place if field.name == "out" else place.absolute()    # runs may be moved
+        if isinstance(value, str) and value and (mark or os.sep in value):
+            changed[field.name] = anchored_place(value, mark or Place())
     return dataclasses.replace(settings, **changed)
 
 
