@@ -65,6 +65,8 @@ def says(line: str, pattern: str) -> bool:
     ("distill a:b", "no recipe is called 'a:b'..."),
     ("train flow", "stillroom train flow: --out, --data must be given; see stillroom train flow --help"),
     ("train flow --config", "--config needs a value"),
+    ("train flow --config=", ".: not a readable settings file: ..."),
+    ("train flow --preset=", "flow has no presets"),
     ("train flow --config nowhere.toml", "nowhere.toml: no such settings file"),
     ("recipes x", "usage: stillroom recipes ..."), ("env x", "usage: stillroom env"),
     ("resume", "usage: ..."), ("resume a b", "usage: ..."), ("resume --quiet", "usage: ..."),
@@ -207,6 +209,17 @@ def test_teachers_that_are_none(teacher):
     assert teacher in refused("distill vsd --steps 2 --out run --teacher", teacher)
 
 
+@pytest.mark.parametrize("teacher", ["", "ring:five", "ring:3:1e-3", "grid:3:"])
+def test_closed_forms_that_are_none(teacher):
+    told = refused(f"distill vsd --steps 2 --out run --teacher={teacher}")
+    assert says(told, f"teacher {teacher!r}: a closed form is ring:MODES[:STD] or grid:SIDE[:STD], in plain numbers...")
+
+
+def test_no_teacher_is_not_the_run_that_one_stands_in(runs, monkeypatch):
+    monkeypatch.chdir(runs / "flow")
+    assert "teacher ''" in refused("distill vsd --steps 2 --out run --teacher=")
+
+
 # ---- runs ----
 
 
@@ -309,6 +322,14 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_when_there_is_space(tmp_pat
     else:
         assert stillroom(" ".join(words)) == (0, "", "")
     assert stillroom("sample run --n 1 --steps 1").code == 0
+
+
+def test_a_full_disk_leaves_the_page_of_claims_as_it_was():
+    assert stillroom("claims docs --out claims.md").code == 0
+    whole = Path("claims.md").read_text()
+    done = python("-c", FULL, "300", *["claims", "docs", "--out", "claims.md"])
+    assert done.returncode == 2 and re.fullmatch(r"stillroom: claims.md could not be written: [^\n]+\n", done.stderr)
+    assert Path("claims.md").read_text() == whole and files(Path()) == ["claims.md"]
 
 
 @pytest.mark.parametrize(("words", "file"), [

@@ -16,6 +16,7 @@ from PIL import Image
 
 import stillroom as package
 from command import TINY, files, printed, python, stillroom
+from stillroom.cli.demo import made
 from stillroom.cli.train import anchored, anchored_place
 from stillroom.recipes import listing
 from stillroom.recipes.dmvae import DMVAE
@@ -277,6 +278,20 @@ def test_a_run_made_in_python_is_drawn_from_too(digits):
     shutil.copytree(digits[0], "run")
     Path("run/settings.toml").write_text(Path("run/settings.toml").read_text().replace('"flow"', '"python:Mine"'))
     assert stillroom("sample run --n 2 --steps 1 --out x.npz") == (0, "x.npz\n", "")
+
+
+def test_a_demo_writes_the_page_that_its_run_lacks(tmp_path):
+    values = {"data": "digits", "size": 8, "batch": 8, "width": 16, "depth": 1, "precision": "float32", "steps": 1}
+    for lost in ("run.json", "report.html"):
+        made(tmp_path / "run", "flow", values, True)
+        if lost == "run.json":              # killed between the product and the word that all is done
+            told = json.loads((tmp_path / "run/run.json").read_text())
+            (tmp_path / "run/run.json").write_text(json.dumps(told | {"finished": None, "seconds": 0.0}))
+        else:
+            (tmp_path / "run/report.html").unlink()
+    made(tmp_path / "run", "flow", values, True)
+    assert (tmp_path / "run/report.html").exists()
+    assert json.loads((tmp_path / "run/run.json").read_text())["finished"]
 
 
 # ---- what is printed ----

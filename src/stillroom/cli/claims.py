@@ -137,12 +137,10 @@ def write_docs(arguments: list[str]) -> int:
     if arguments:
         raise Refusal("usage: stillroom claims docs [--out docs/claims.md]")
     from stillroom.claims.docs import page
+    from stillroom.settings.files import write_atomically
 
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(page(), encoding="utf-8")
-    except OSError as error:
-        raise Refusal(f"{out} could not be written: {error.strerror}") from None
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(out, page())
     print(out)
     return 0
 

@@ -57,8 +57,9 @@ def made(folder: Path, recipe: str, values: Mapping[str, Any], quiet: bool) -> P
     from stillroom import train
     from stillroom.cli.progress import watch_for
     from stillroom.report import write_report
+    from stillroom.train.run import is_finished
 
-    if not (folder / "product").exists():
+    if not (is_finished(folder) and (folder / "report.html").exists()):
         watch = watch_for(quiet)
         if (folder / "settings.toml").exists():
             train.resume(folder, find, watch=watch)

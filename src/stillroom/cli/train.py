@@ -30,19 +30,20 @@ def run(word: str, arguments: list[str]) -> int:
             raise Refusal(f"{name}: name the class in the file too: stillroom {word} {name}:CLASS")
         raise Refusal(f"no recipe of stillroom {word} is called {name!r}{nearest(name, names)}")
     plan, quiet, config = take(rest, "--plan"), take(rest, "--quiet"), take_value(rest, "--config")
-    if preset := take_value(rest, "--preset"):
-        if config:
+    if (preset := take_value(rest, "--preset")) is not None:
+        if config is not None:
             raise Refusal("--preset and --config are both settings files: give one, and flags over it")
         config = str(preset_file(name, preset))
         name = read_toml(Path(config)).get("recipe", name)      # a codec of another kind has a recipe of its own
     recipe, name = find(name), anchored_name(name)
-    if config:
+    if config is not None:
         check_recipe(Path(config), name)
     command = f"stillroom {word} {name}"
     presets = f"--preset {' | '.join(presets_of(name))}, " if presets_of(name) else ""
     also = f"Also: --config FILE.toml, {presets}--plan (cost only), --quiet."
     description = f"{inspect.cleandoc(doc_of(recipe))}\n\n{also}"
-    settings = parse(recipe.Settings, rest, command, description, Path(config) if config else None, also=("recipe",))
+    file = None if config is None else Path(config)
+    settings = parse(recipe.Settings, rest, command, description, file, also=("recipe",))
     settings = anchored(settings)
     return print_plan(recipe, settings, quiet) if plan else start(recipe, settings, name, quiet)
 

@@ -22,7 +22,7 @@ class Optimizer:
     warmup: Natural = 0
     """Updates over which the rate rises linearly from 0."""
     decay: Literal["constant", "cosine", "linear"] = "constant"
-    """What the rate does after the warm-up, ending at 0 on the role's last update."""
+    """What the rate does after the warm-up; it would be 0 one update after the role's last."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +68,8 @@ class Images:
     """Pixels a side of the squares. Latent stores and digits have a size of their own."""
     crop: Literal["centre", "random", "shrink"] = "centre"
     """centre and random scale the shorter side to `size` first. shrink takes a random square of the original and
-    shrinks it to `size`: the resolution that is trained on is then drawn too."""
+    shrinks it to `size`: the resolution that is trained on is then drawn too. The builtin photos are always cut so, at
+    every scale unless --shrink narrows it."""
     shrink: tuple[Positive, Positive] = (1.0, 8.0)
     """With crop shrink: least and most pixels of the original per pixel of the square, uniform in the logarithm. Where
     the least asks for more than a picture has, the square is all that fits, and may be enlarged."""

@@ -30,6 +30,9 @@ def open_teacher(spec: str, prompts: str = "") -> Flow:
         if modes < 1 or std <= 0:
             raise Refusal(f"teacher {spec!r}: a {form} needs at least one mode and a positive spread")
         return Flow(Mixture.ring(modes, std=std) if form == "ring" else Mixture.grid(modes, std=std), (2,))
+    if is_mixture(spec) or not spec:
+        raise Refusal(f"teacher {spec!r}: a closed form is ring:MODES[:STD] or grid:SIDE[:STD], in plain numbers; else "
+                      "give a run, a product or a diffusers folder")
     if is_ours(Path(spec)):
         flow = part_of(spec, "flow")
         require_prompts(flow, spec, prompts)
