@@ -6,6 +6,7 @@ import io
 import json
 import math
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -489,6 +490,29 @@ def test_a_folder_of_classes_is_set_aside_in_part(codecs, tmp_path):
     html = (tmp_path / "out.html").read_text("utf-8")       # the page by its name, its folder beside it
     assert not (tmp_path / "out" / "compare.html").exists() and f"page: {tmp_path / 'out.html'}" in told
     assert line in note and line in " ".join(told.split()) and line in html
+
+
+def test_a_codec_that_learned_from_where_held_out_pictures_come_from_is_named(codecs, tmp_path, monkeypatch):
+    """By the record of its run, whatever the place was called; what is of the test split alone is new to it."""
+    (tmp_path / "pictures").mkdir()
+    for i in range(64):
+        Image.new("RGB", (8, 8), (i, 0, 0)).save(tmp_path / "pictures" / f"{i}.png")
+    monkeypatch.chdir(tmp_path)
+    for name, data in (("own", str(tmp_path / "pictures")), ("mixed", "leaves+0.5*shapes:train"), ("other", "leaves")):
+        shutil.copytree(codecs["fine"], tmp_path / name / "product")
+        (tmp_path / name / "run.json").write_text(json.dumps({"inputs": {"data": {"name": data}}}))
+    specs = {name: tmp_path / name / "product" for name in ("own", "mixed", "other")} | {"alone": codecs["fine"]}
+    entries = [comparison.Entry(name, str(spec), comparison.codec_at(str(spec)), "") for name, spec in specs.items()]
+
+    def told(data: str, heldout: str = "") -> list[str]:
+        _, held, _ = pictures.pictures_of(OfCodecs(data=data, heldout=heldout, size=8, n=32))
+        return comparison.seen_before(entries, held)
+
+    (note,) = told("pictures")
+    assert note.startswith("own learned from pictures too: ") and "new to the priors, and not to it" in note
+    assert told("shapes") == [] and told("shapes", heldout="shapes")[0].startswith("mixed learned from shapes")
+    (note,) = told("leaves", heldout="leaves")
+    assert note.startswith("mixed and other learned from ") and "not to them" in note
 
 
 def test_features_of_a_run_are_the_common_space(codecs, tmp_path):

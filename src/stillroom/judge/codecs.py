@@ -26,8 +26,8 @@ from stillroom.judge.asked import OfCodecs
 from stillroom.judge.draws import built
 from stillroom.judge.evaluation import Space
 from stillroom.judge.measures import MOVED, VECTORS, plain, rgb
-from stillroom.judge.pictures import AT_ONCE, SHOWN, Part, pictures_of, real_features, space_of, told
-from stillroom.judge.places import codec_at
+from stillroom.judge.pictures import AT_ONCE, SHOWN, Part, pictures_of, places_of, real_features, space_of, told
+from stillroom.judge.places import codec_at, record_at
 from stillroom.judge.priors import Budget, patch_for
 from stillroom.judge.sides import replaced
 from stillroom.measure.metrics import is_few
@@ -35,6 +35,7 @@ from stillroom.measure.perceptual import Lpips, lpips_in
 from stillroom.measure.portrait import said
 from stillroom.measure.spectral import spectral_slope
 from stillroom.report.compare_words import front
+from stillroom.report.words import listed
 from stillroom.settings import Refusal, nearest, to_mapping
 from stillroom.settings.files import read_json, sha256, write_atomically
 from stillroom.train.pictures import grid
@@ -108,7 +109,7 @@ def compare(specs: Sequence[str], settings: OfCodecs, watch: train.Watch) -> dic
         len(held.classes), "size": learned.shape[-1], "crop": crop, "space": space.name, "features": real.shape[1],
         "few": is_few(len(fresh), real.shape[1]), "floor": floor, "n": len(held),
         "slope": plain(said(spectral_slope, held.first(MOVED))), "device": device.type,
-        "threads": torch.get_num_threads(), "notes": replaced(learned, held),
+        "threads": torch.get_num_threads(), "notes": [*seen_before(entries, held), *replaced(learned, held)],
     }
     return {"about": about, "settings": to_mapping(settings), "codecs": found, "front": front(found, floor)}
 
@@ -215,6 +216,19 @@ def law_of(reference: str) -> list[str]:
         return [reference, sha256(file)]
     ours = bool(spec.file) and is_ours(Path(spec.file))
     return [reference, *([train.product_hash(spec.file), built(spec.file)] if ours else [])]
+
+
+def seen_before(entries: Sequence[Entry], held: Part) -> list[str]:
+    """What is said of codecs whose runs learned from where the held-out pictures are taken: by the runs' own records,
+    so of no others."""
+    def learned_from(entry: Entry) -> set[tuple[str, str]]:
+        inputs = record_at(Path(entry.spec)).get("inputs", {}) if is_ours(Path(entry.spec)) else {}
+        return {place for told in inputs.values() for place in places_of(told["name"])}
+
+    names = [entry.name for entry in entries if learned_from(entry) & places_of(held.name)]
+    return [f"{listed(names)} learned from {held.name} too: the held-out pictures are new to the priors, and not to "
+            f"{'it' if len(names) == 1 else 'them'}, so that reconstructions may look better than those of new "
+            "pictures: --heldout DATA"] if names else []
 
 
 # ---- one codec ----

@@ -12,10 +12,9 @@ from stillroom.flows.prompted import prompted
 from stillroom.judge.asked import Evaluation
 from stillroom.judge.codecs import called
 from stillroom.judge.draws import built
-from stillroom.judge.places import CODECS, is_codec_name, know_recipe, require_there
+from stillroom.judge.places import CODECS, is_codec_name, know_recipe, record_at, require_there
 from stillroom.judge.sides import Side, drawn
 from stillroom.settings import Refusal, read_toml
-from stillroom.settings.files import read_json
 from stillroom.train import load_product, product_hash
 from stillroom.train.teacher import is_ours, kind_of
 
@@ -84,7 +83,7 @@ class Run:
 
     @cached_property
     def record(self) -> dict[str, Any]:
-        return {} if self.folder is None else read_json(self.folder / "run.json")
+        return record_at(Path(self.place))
 
     @property
     def data(self) -> dict[str, Any]:

@@ -12,6 +12,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from stillroom.data import Batch, Some, Source, encoding_card, open_source
+from stillroom.data.mixed import mixture
+from stillroom.data.open import is_known, parted
 from stillroom.judge.asked import OfCodecs
 from stillroom.judge.evaluation import Space, learned_space
 from stillroom.judge.measures import rgb
@@ -20,7 +22,7 @@ from stillroom.measure.inception import FidInception
 from stillroom.measure.metrics import halves
 from stillroom.measure.perceptual import SMALL, RandomFeatures, pooled
 from stillroom.measure.reference import INCEPTION
-from stillroom.settings import Images, Refusal
+from stillroom.settings import Images, Refusal, expanded
 from stillroom.settings.files import file_written_atomically
 from stillroom.train.checkpoint import load_tensors
 
@@ -78,6 +80,13 @@ def pictures_of(settings: OfCodecs) -> tuple[Part, Part, str]:
             raise Refusal(f"{part.name}: {len(part)} pictures are too few to compare codecs on; {FEWEST} to learn from "
                           f"and {FEWEST} held-out ones are needed")
     return learned, held, f"{settings.crop} {size}"
+
+
+def places_of(name: str) -> set[tuple[str, str]]:
+    """(place, split) of a source, or of each that a mixture is of, however they were written."""
+    each = [parted(part) for _, part in mixture(name, is_known)]
+    return {(str(expanded(place).resolve()) if expanded(place).exists() else place, split or "train")
+            for place, split in each}
 
 
 def shuffled(source: Source, seed: int) -> Tensor:

@@ -2,10 +2,11 @@
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from stillroom.recipes import find
 from stillroom.settings import Refusal, read_toml
+from stillroom.settings.files import read_json
 
 if TYPE_CHECKING:
     from stillroom.codecs import Codec
@@ -35,6 +36,12 @@ def know_recipe(place: Path) -> None:
             if ".py:" in name and names_others(place):
                 find(name)
             return
+
+
+def record_at(place: Path) -> dict[str, Any]:
+    """What the run that a product is of recorded of itself; {} where the product lies alone."""
+    file = next((f / "run.json" for f in (place, place.parent) if (f / "run.json").is_file()), None)
+    return {} if file is None else read_json(file)
 
 
 def names_others(place: Path) -> bool:
