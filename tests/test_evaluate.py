@@ -287,6 +287,17 @@ def test_the_teachers_own_samples_are_at_no_distance(home):
     assert 0 < alone["teacher"]["relative"] < 0.5 and "of that to another sample\n" in said
 
 
+def test_a_student_of_a_guided_teacher_stands_beside_that_teacher(home, tmp_path):
+    """Its guidance is in its weights, so that nothing can be told when it is drawn from."""
+    save_product(Product("generator", {"generator": generator(1, 10)}, {"guidance": 3.0}), tmp_path / "guided")
+    said, found = evaluated(tmp_path / "guided", "--n 20 --data digits --teacher", home / "flow")
+    y = torch.arange(20) % 10
+    by_hand = generator(1, 10).sample(20) - load_flow(home).sample(20, y=y, guidance=3.0)
+    assert found["teacher"]["rms"] == pytest.approx(float(by_hand.square().mean().sqrt()), rel=1e-5)
+    assert found["teacher"]["guidance"] == 3 and "guidance 3, from the same noise" in said
+    assert "steps None" not in said
+
+
 def load_flow(home):
     from stillroom.train import load
 

@@ -38,6 +38,8 @@ class Draws:
     limit: int | None = None
     model: Any = None
     """What draws them, where something does."""
+    guidance: float = 1.0
+    """Of the teacher that it was taught to follow, where that is in its weights."""
 
     @property
     def kind(self) -> str:
@@ -72,6 +74,7 @@ def labels_of(draws: Draws, law: "Tensor | None", first: int, count: int) -> "Te
 
 def open_draws(place: Path, settings: Drawing) -> Draws:
     from stillroom.train import load_product, product_hash
+    from stillroom.train.card import takes_strength
     from stillroom.train.world import pick_device
 
     know_recipe(place)
@@ -94,8 +97,9 @@ def open_draws(place: Path, settings: Drawing) -> Draws:
         def sampler(n: int, seed: int, **more) -> "Tensor":
             return model.sample(n, seed, guidance=settings.guidance, **how, **more)
 
+        inside = 1.0 if takes_strength(model) else float(product.card.get("guidance", 1.0))
         draws = Draws(tuple(model.shape), sampler, model.labels, settings.seed, settings.batch, card, encoding,
-                      model.classes, model=model)
+                      model.classes, model=model, guidance=inside)
     else:
         raise Refusal(f"a product of kind {product.kind!r} is not drawn from")
     return decoded(draws, settings, device) if settings.codec else draws

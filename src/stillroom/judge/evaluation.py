@@ -355,9 +355,11 @@ def teacher_beside(settings: Evaluation, of: str, draws: Draws) -> Flow:
 
 
 def paired(settings: Evaluation, samples: Side, flow: Flow, report: Report) -> dict[str, float]:
-    """Beside the teacher's own samples from the same noise and labels, at its own steps."""
+    """Beside the teacher's own samples from the same noise and labels, at its own steps, and at the guidance at which
+    the samples are drawn or, where that is in the weights, at which they were taught."""
     draws, n = cast(Draws, samples.draws), samples.count
-    y, guidance = (draws.labels(0, n), settings.guidance) if flow.classes else (None, 1.0)
+    strength = settings.guidance if settings.guidance != 1 else draws.guidance
+    y, guidance = (draws.labels(0, n), strength) if flow.classes else (None, 1.0)
     x = torch.cat([part for _, part in draws.chunks(0, n)])
     found = paired_error(x, flow.sample(n, settings.seed, y, guidance, batch=settings.batch), y)
     unrelated = "another sample" + ("" if y is None or not has_pairs(y) else " of its class")

@@ -84,7 +84,7 @@ def open_samples(place: Path, settings: Evaluation) -> Side:
 
 def drawn(place: Path, settings: Evaluation) -> Side:
     draws = open_draws(place, replace(settings, codec=""))      # pictures are made of latents later, on both sides
-    words = {"steps": "", "guidance": 1, "weak": "", "interval": (0, 1)}
+    words = {"steps": None, "guidance": 1, "weak": "", "interval": (0, 1)}
     told = [f"{k} {str(draws.card[k])[:12]}" for k, usual in words.items() if draws.card.get(k, usual) != usual]
     return side_of_draws(str(place), draws, settings.n or DRAWN, ", ".join([f"seed {settings.seed}", *told]))
 
