@@ -360,6 +360,30 @@ def test_sentences_order_methods_and_do_not_read_what_noise_hides(both):
     assert not report.apart(a, b) and report.apart(a, report.Cell(2.0, 0.2)) and report.apart(a, report.Cell(1.1))
 
 
+def test_a_floor_of_fewer_real_ones_than_samples_says_so(home, tmp_path):
+    """355 digits are the test split: no floor for 400 samples, and few for 64 dimensions only beside few others."""
+    told = " ".join(compared(home / "grey", "--data digits --n 400 --reference 100 --quiet --out", tmp_path).split())
+    found = found_in(tmp_path)
+    line = "Fresh real ones are 355 only: most distances grow as samples get fewer"
+    note = report.distance_note(found, found["about"]["spaces"][0])
+    assert found["floor"]["n"] == 355 and line in told and line in note
+    assert "100 items are few for 64 dimensions" in note
+    compared(home / "grey", "--data digits --n 350 --quiet --out", tmp_path)
+    found = found_in(tmp_path)
+    assert found["floor"]["n"] == 350 and not report.fewer_fresh(found) and not found["about"]["spaces"][0]["few"]
+
+
+def test_a_method_is_told_apart_from_the_teacher_by_its_runs_alone(both):
+    found = found_in(both[0])
+    main, lines = found["about"]["main"], found["teacher"]
+    at = {line["steps"]: line["spaces"][main]["frechet"] for line in lines}
+    mean = sum(at.values()) / len(at)
+    every = report.near(found, report.Cell(mean, max(at.values())), lines)
+    assert every == "; its runs do not tell it apart from the teacher at 1, 2, 8 and 18"
+    assert report.near(found, report.Cell(at[8], 1e-9), lines).endswith("the teacher at 8")
+    assert report.near(found, report.Cell(at[8]), lines) == ""
+
+
 def test_latex_is_escaped():
     assert report.latex("a_b 50% ↓ ±") == r"a\_b 50\% $\downarrow$ $\pm$"
 

@@ -232,14 +232,15 @@ def compare(specs: Sequence[str], settings: OfRuns, watch: Watch) -> tuple[dict[
     reference, fresh, table = laid(entries, settings, asked, teacher, device, limit, watch.note)
     settings.out.mkdir(parents=True, exist_ok=True)
     floor = table.measure(fresh, None)
+    fewest = min(settings.n, reference.count, fresh.count)
     found = {
         "about": {
             "reference": told(reference), "fresh": told(fresh), "is_data": bool(settings.data) or bool(
                 teacher and teacher.mixture), "spaces": [
                 {"name": s.name, "how": s.how, "dim": (dim := table.reference[s.name].shape[1]),
-                 "few": is_few(settings.n, dim)} for s in table.spaces],
+                 "few": is_few(fewest, dim)} for s in table.spaces],
             "main": table.main, "shape": list(first.shape), "kind": table.decoded(first).kind,
-            "classes": first.draws.classes if first.draws else None, "n": settings.n,
+            "classes": first.draws.classes if first.draws else None, "n": settings.n, "least": fewest,
             "teacher": teacher and teacher.spec, "own_steps": teacher and teacher.flow.steps, "device": device.type,
             "threads": torch.get_num_threads(),
             "notes": [*([f"{least.place} holds {settings.n} points: as many samples of each are looked at"] if fewer

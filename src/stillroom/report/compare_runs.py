@@ -17,7 +17,7 @@ from stillroom.report.compare import HIGHER, LOWER
 from stillroom.report.page import Figure, Files, Header, Images, Panels, Section, Settings, Table, Text, page
 from stillroom.report.plots import scatter
 from stillroom.report.terminal import printed
-from stillroom.report.words import number
+from stillroom.report.words import listed, number
 from stillroom.settings.files import write_atomically
 
 Found = Mapping[str, Any]
@@ -189,10 +189,17 @@ def distances(space: str) -> dict[str, Pick]:
 
 def distance_note(found: Found, space: Mapping[str, Any]) -> str:
     about, several = found["about"], any(len(entry["runs"]) > 1 for entry in found["entries"])
-    few = "" if not space["few"] else (f" {about['n']} samples are few for {space['dim']} dimensions: Fréchet "
+    few = "" if not space["few"] else (f" {about['least']:,} items are few for {space['dim']} dimensions: Fréchet "
                                        "distances are biased upwards, in every line.")
-    return (f"Of {about['n']:,} samples against {about['reference']}." + few
+    return (f"Of {about['n']:,} samples against {about['reference']}." + fewer_fresh(found) + few
             + (" ± one standard deviation over runs of a method." if several else ""))
+
+
+def fewer_fresh(found: Found) -> str:
+    """What is said of a floor of fewer than there are samples: it is another figure."""
+    m, n = found["floor"]["n"], found["about"]["n"]
+    return "" if m >= n else (f" {floor_name(found).capitalize()} are {m:,} only: most distances grow as samples get "
+                              f"fewer, so that theirs lie above what {n:,} would come to.")
 
 
 def inside(part: str, name: str) -> Pick:
@@ -260,7 +267,7 @@ def sentences(found: Found) -> list[str]:
     told = [f"By Fréchet distance in {found['about']['main']}: "
             + ", ".join(f"{name} ({cells[name].text()})" for name in order) + "."]
     told += against_teacher(found, cells, order)
-    told.append(f"{floor_name(found).capitalize()}: {quality(found, [found['floor']]).text()}.")
+    told.append(f"{floor_name(found).capitalize()}: {quality(found, [found['floor']]).text()}." + fewer_fresh(found))
     close = [f"{a} and {b}" for i, a in enumerate(order) for b in order[i + 1 :] if not apart(cells[a], cells[b])]
     if close:
         told.append(f"Within {CLEAR:g} deviations of each other's runs, so that their order cannot be read: "
@@ -298,10 +305,18 @@ def against_teacher(found: Found, cells: Mapping[str, Cell], order: Sequence[str
             steps = f"{best['steps']} step{'s' * (best['steps'] > 1)}"
             spent = "" if cost.mean is None else (f": {cost.text()} against {number(best['evaluations'])} evaluations "
                                                   "a sample")
-            told.append(f"{name} is no farther than the teacher at {steps}{spent}.")
+            told.append(f"{name} is no farther than the teacher at {steps}{spent}{near(found, cells[name], lines)}.")
         else:
-            told.append(f"{name} is farther than the teacher at any of these numbers of steps.")
+            told.append(f"{name} is farther than the teacher at any of these numbers of steps"
+                        f"{near(found, cells[name], lines)}.")
     return told
+
+
+def near(found: Found, cell: Cell, lines: Sequence[Measured]) -> str:
+    """The teacher's numbers of steps that a method's runs do not tell it apart from; one run alone cannot say."""
+    within = [str(line["steps"]) for line in lines if cell.deviation is not None
+              and abs((quality(found, [line]).mean or 0) - (cell.mean or 0)) <= CLEAR * cell.deviation]
+    return f"; its runs do not tell it apart from the teacher at {listed(within)}" if within else ""
 
 
 # ---- files, and the terminal ----
