@@ -254,6 +254,21 @@ def test_a_paired_error_is_between_equal_and_unrelated():
     assert near.rms == pytest.approx(0.1, rel=0.02) and near.relative == pytest.approx(0.01 / 2.01, rel=0.03)
 
 
+def test_pairs_that_are_not_finite_are_not_equal():
+    x = draw(6, 2)
+    for a, b in ((x, x / 0), (x * math.nan, x)):
+        with pytest.raises(Refusal, match="NaN or infinity"):
+            paired_error(a, b)
+
+
+def test_kid_of_samples_that_have_run_away_is_a_number():
+    """A diverged generator's: the cube of an inner product leaves single precision at features of about a million."""
+    x, y = draw(40, 5), draw(40, 5, seed=1)
+    far = kid(1e8 * x, y, subsets=2, size=20)
+    exact = kid(1e8 * x.double(), y.double(), subsets=2, size=20)
+    assert math.isfinite(far.mean) and math.isclose(far.mean, exact.mean, rel_tol=1e-6) and far.mean > 1e30
+
+
 def test_a_class_in_common_is_no_trajectory_in_common():
     y = torch.arange(4000) % 2
     centres = 100.0 * y[:, None]

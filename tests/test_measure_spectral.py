@@ -90,6 +90,15 @@ def test_moves_that_sizes_do_not_allow_are_none():
     assert found["halve"] is None and found["flip"] is not None and found["flip"] < 1e-20
 
 
+def test_rounding_has_no_slope():
+    """Maps that are one number each have power at frequency 0, and elsewhere what the transform rounds."""
+    flat = normal(4, 2, 1, 1).expand(4, 2, 8, 8).float()
+    assert 0 < float(cosine_power(flat).flatten()[1:].max()) < 1e-28
+    with pytest.raises(Refusal, match="no power at some frequencies"):
+        spectral_slope(flat)
+    assert spectral_slope(flat + 1e-5 * normal(4, 2, 8, 8)).slope == pytest.approx(0, abs=0.5)
+
+
 def test_refusals():
     for told, x in {"2 x 2 places": normal(5, 3, 1, 9), "no power": torch.ones(5, 3, 4, 4)}.items():
         with pytest.raises(Refusal, match=told):

@@ -9,6 +9,7 @@ from torch import Tensor
 from stillroom.settings import Refusal
 
 SUBSET, DIRECTIONS, AT_ONCE = 1000, 256, 64
+WIDE = 1e5      # of a feature, beyond which the cube of an inner product may not fit single precision
 
 
 class Kid(NamedTuple):
@@ -22,6 +23,8 @@ def kid(x: Tensor, y: Tensor, subsets: int = 100, size: int = SUBSET, seed: int 
     size = min(size, min(len(x), len(y)) // 2)
     if size < 2:
         raise Refusal(f"KID needs four samples of each side or more: there are {len(x)} and {len(y)}")
+    if max(float(x.abs().max()), float(y.abs().max())) > WIDE:
+        x, y = x.double(), y.double()
     draws = torch.Generator().manual_seed(seed)
     found = torch.stack([_polynomial_mmd2(_some(x, size, draws), _some(y, size, draws)) for _ in range(subsets)])
     return Kid(float(found.mean()), float(found.std()) if subsets > 1 else 0.0)
@@ -86,6 +89,8 @@ def paired_error(x: Tensor, teacher: Tensor, y: Tensor | None = None) -> Paired:
     if x.shape != teacher.shape or len(x) < 2:
         raise Refusal(f"pairs are {list(x.shape)} and {list(teacher.shape)}: give two samples or more of one shape")
     x, teacher = x.flatten(1).double(), teacher.flatten(1).double()
+    if not bool(x.isfinite().all() and teacher.isfinite().all()):
+        raise Refusal("pairs hold NaN or infinity: nothing can be said of how far they are apart")
     labels = torch.zeros(len(x), dtype=torch.long) if y is None or not has_pairs(y) else y.cpu()
     other = torch.arange(len(x))
     for label in labels.unique():

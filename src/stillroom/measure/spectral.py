@@ -11,6 +11,8 @@ from torch.nn import functional
 from stillroom.measure.distances import paired_error
 from stillroom.settings import Refusal
 
+ROUNDING = 1e-26    # of all power: no coefficient has so little, but for float64's rounding of larger ones
+
 
 class Slope(NamedTuple):
     slope: float                # a of power ~ 1 / f^a: 0 for white noise, about 2 for photographs
@@ -24,11 +26,11 @@ def spectral_slope(x: Tensor) -> Slope:
     if x.ndim != 4 or min(x.shape[-2:]) < 2:
         raise Refusal(f"maps of {list(x.shape[1:])}: a spectral slope needs 2 x 2 places or more")
     power = cosine_power(x)                                             # [h, w]
-    h, w = power.shape
+    least, (h, w) = ROUNDING * float(power.sum()), power.shape
     rows, columns = (torch.arange(n, dtype=torch.float64, device=x.device) / n for n in (h, w))
     radius = (rows[:, None].square() + columns.square()).sqrt().flatten()[1:]       # without the mean
     power = power.flatten()[1:]
-    if not float(power.min()) > 0:
+    if not float(power.min()) > least:
         raise Refusal("the maps have no power at some frequencies: there is no slope")
     weight = radius**-2 / (radius**-2).sum()
     f, p = radius.log(), power.log()
