@@ -19,7 +19,7 @@ from stillroom import train
 from stillroom.cli import progress
 from stillroom.codecs import Codec, fit_klt
 from stillroom.data import Tensors, open_source, sample
-from stillroom.flows import Denoiser, Flow, Gaussian
+from stillroom.flows import Denoiser, Flow, Gaussian, Mixture
 from stillroom.flows.gate import BINS
 from stillroom.flows.references import gaussian
 from stillroom.judge import codecs as comparison
@@ -31,6 +31,7 @@ from stillroom.measure.distances import sliced_wasserstein
 from stillroom.measure.frechet import Moments
 from stillroom.measure.images import psnr
 from stillroom.measure.perceptual import Lpips
+from stillroom.measure.velocity import viv
 from stillroom.nets import MLP
 from stillroom.paths import Linear
 from stillroom.recipes.flow import FlowMatching
@@ -153,6 +154,20 @@ def test_the_loss_of_an_exact_flow_is_the_irreducible_variance():
     for t, v in zip(found["times"], found["v"], strict=True):
         assert math.isclose(v, 1 / (2 * ((1 - t) ** 2 + t**2)), rel_tol=0.03)
     assert found["times"] == list(BINS) and math.isclose(found["mean"], sum(found["v"]) / 10)
+
+
+def test_a_prior_that_is_told_the_class_may_come_below_viv_and_the_page_says_so(both):
+    """The exact answers of a mixture, with labels and without."""
+    mixture = Mixture.ring(4, std=0.2)
+    z, y = mixture.draw(1500, torch.Generator().manual_seed(5))
+    flow, told = Flow(mixture, (2,)), viv(z, z[:500], BINS)
+    assert min(b - a for a, b in zip(told.in_sample, priors.risks(flow, z, None)["v"], strict=True)) > -0.05
+    assert priors.risks(flow, z, y)["v"][5] < 0.5 * told.in_sample[5]
+    line = "That is for a network that is not told the class"
+    assert line in (both[0] / "compare.html").read_text("utf-8").partition("Loss of the prior over time")[2]
+    found = found_in(both[0])
+    notes = [t.note for t in report.tables(found) if t.title.startswith("Loss of the prior")]
+    assert line in notes[0] and report.told_classes({"classes": None}) == ""
 
 
 def test_a_look_at_a_checkpoint_is_a_run_of_so_many_steps(both):

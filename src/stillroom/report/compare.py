@@ -50,7 +50,8 @@ def sections(out: Path, found: Found) -> list[Section]:
         pictures(out, found),
         Panels("Loss of the prior over time", {"": plots.losses(found)},
                "Held-out error of the velocity over that of its mean, 0 data to 1 noise. Shaded: where the irreducible "
-               "part lies, between the best answer for the samples themselves and the best linear one."),
+               "part lies, between the best answer for the samples themselves and the best linear one."
+               + told_classes(found["about"])),
         Panels("Spectra", {"": plots.spectra(found)},
                "Each eigenvalue's share of the variance over its rank; mean power of the cosine transform over "
                "frequency, 1 the highest along a side. All in decades."),
@@ -128,7 +129,7 @@ def tables(found: Found) -> list[Rows]:
             ("VIV at least about", lambda c: viv(c, "in_sample")), ("VIV at most about", lambda c: viv(c, "linear"))),
              "Error of the velocity over that of its mean; 0 data, 1 noise. VIV, as defined here (ours): the part of "
              "it that no network can remove, lying between the best answer for the samples themselves (too low where "
-             "samples are few for their dimension) and the best linear one."),
+             "samples are few for their dimension) and the best linear one." + told_classes(about)),
         Rows("Labels in the latents", heads, probe_rows(found),
              "Accuracy on held-out pictures. Linear: ridge regression on standardised numbers. kNN: a vote of the "
              "nearest. Pooled: the mean over places."),
@@ -187,6 +188,12 @@ def generation_rows(found: Found) -> list[list[Any]]:
         why = "the data have no labels" if found["about"]["classes"] is None else "--guidance was 1"
         rows.append([f"with guidance: {why}", *[None] * len(codecs)])
     return rows
+
+
+def told_classes(about: Found) -> str:
+    """The loss is then of v given x_t and the class, and VIV of v given x_t."""
+    return "" if about["classes"] is None else (" That is for a network that is not told the class; these priors are, "
+                                                "and may come below it.")
 
 
 def viv(c: Codec, side: str) -> float | None:
