@@ -660,6 +660,9 @@ def test_guidances_without_data_have_no_one_reference(home, tmp_path):
     assert [(line["steps"], line["guidance"]) for line in found["teacher"]][:2] == [(1, 1.0), (2, 1.0)]
     assert len(found["teacher"]) == 8 and found["teacher"][4]["evaluations"] == 2
     assert found["entries"][1]["runs"][0]["guidance"] == 2
+    told = report.sentences(found)              # each beside the teacher that it was to follow
+    assert any(re.match(r"a is .*farther than the teacher of guidance 1 at ", line) for line in told)
+    assert any(re.match(r"guided is .*farther than the teacher of guidance 2 at ", line) for line in told)
 
 
 def test_help_of_runs(home):

@@ -291,13 +291,15 @@ def apart(a: Cell, b: Cell) -> bool:
 
 
 def against_teacher(found: Found, cells: Mapping[str, Cell], order: Sequence[str]) -> list[str]:
-    """How many of the teacher's steps a method stands for."""
-    told = []
+    """How many of the teacher's steps a method stands for, at the guidance that it was to follow."""
+    told, several = [], len({line["guidance"] for line in found["teacher"]}) > 1
     for name in order:
         runs = runs_of(found, name)
-        lines = [line for line in found["teacher"] if line["guidance"] == runs[0]["guidance"]]
+        guidance = runs[0]["guidance"]
+        lines = [line for line in found["teacher"] if line["guidance"] == guidance]
         if not lines:
             continue
+        teacher = f"the teacher{f' of guidance {guidance:g}' * several}"
         beaten = [line for line in lines if (quality(found, [line]).mean or 0) >= (cells[name].mean or 0)]
         cost = Cell.of([run["evaluations"] for run in runs])
         if beaten:
@@ -305,9 +307,9 @@ def against_teacher(found: Found, cells: Mapping[str, Cell], order: Sequence[str
             steps = f"{best['steps']} step{'s' * (best['steps'] > 1)}"
             spent = "" if cost.mean is None else (f": {cost.text()} against {number(best['evaluations'])} evaluations "
                                                   "a sample")
-            told.append(f"{name} is no farther than the teacher at {steps}{spent}{near(found, cells[name], lines)}.")
+            told.append(f"{name} is no farther than {teacher} at {steps}{spent}{near(found, cells[name], lines)}.")
         else:
-            told.append(f"{name} is farther than the teacher at any of these numbers of steps"
+            told.append(f"{name} is farther than {teacher} at any of these numbers of steps"
                         f"{near(found, cells[name], lines)}.")
     return told
 
