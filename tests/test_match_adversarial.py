@@ -49,6 +49,15 @@ def test_the_penalty_without_a_second_derivative_is_the_penalty():
         assert float(r1_approximate(x @ w, nearby @ w, std).mean()) == pytest.approx(exact, rel=0.05)
 
 
+def test_of_several_logits_it_is_that_of_their_mean_too():
+    g = torch.Generator().manual_seed(0)
+    x, w = torch.randn(40_000, 3, generator=g).requires_grad_(), torch.eye(3)       # each looks at one number
+    exact, x = float(r1(x @ w, x).detach()[0]), x.detach()
+    nearby = x + 0.1 * torch.randn(x.shape, generator=g)
+    assert exact == pytest.approx(1 / 6)
+    assert float(r1_approximate(x @ w, nearby @ w, 0.1).mean()) == pytest.approx(exact, rel=0.05)
+
+
 def test_weighted_so_both_terms_move_the_layer_equally():
     g = torch.Generator().manual_seed(0)
     a, b = torch.randn(5, 7, generator=g), 30 * torch.randn(5, 7, generator=g)

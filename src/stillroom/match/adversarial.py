@@ -39,8 +39,9 @@ def r1(logits: Tensor, x: Tensor) -> Tensor:
 
 def r1_approximate(logits: Tensor, nearby: Tensor, std: float) -> Tensor:
     """[B]: the same without a second derivative, from the logits of x + std eps: E (D(x + std eps) - D(x))^2 is
-    std^2 |dD/dx|^2 to the first order (Lin et al. 2025)."""
-    return (nearby - logits).square().reshape(len(logits), -1).mean(1) / (2 * std**2)
+    std^2 |dD/dx|^2 to the first order (Lin et al. 2025). D is the mean of a sample's logits here too: a mean of their
+    squares would be as many times larger as there are logits that look at different things."""
+    return (nearby - logits).reshape(len(logits), -1).mean(1).square() / (2 * std**2)
 
 
 def adaptive_weight(reconstruction: Tensor, adversarial: Tensor, most: float = 1e4) -> Tensor:
