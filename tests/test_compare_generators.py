@@ -24,6 +24,7 @@ from stillroom import train
 from stillroom.codecs import Codec
 from stillroom.data import LatentSpace, Tensors, digits
 from stillroom.flows import Denoiser, Flow, Mixture, OneStep
+from stillroom.judge import contenders
 from stillroom.judge import runs as compared_runs
 from stillroom.judge.asked import Evaluation
 from stillroom.judge.sides import open_real
@@ -563,6 +564,17 @@ def with_teacher_at(place, home, run):
     file = run / "product/product.json"
     file.write_text(file.read_text().replace(str(home / "other"), str(place)))
     return run
+
+
+def test_a_teacher_told_other_prompts_is_measured_anew(home, tmp_path, measured, monkeypatch):
+    """It lies in the same place and has the same weights."""
+    for sha, count in (("a", 6), ("a", 1), ("b", 6)):
+        for module in (compared_runs, contenders):
+            told = SimpleNamespace(prompts=SimpleNamespace(sha256=sha))
+            monkeypatch.setattr(module, "prompted", lambda model, told=told: told)
+        measured.clear()
+        compared(home / "a", N, "--data ring:4:0.1 --out", tmp_path)
+        assert len(measured) == count
 
 
 def test_a_teacher_that_moved_is_known_by_its_weights(home, tmp_path):

@@ -280,9 +280,11 @@ def laid(entries: Sequence[Entry], settings: OfRuns, asked: Evaluation, teacher:
 
 def depends(table: Table, **more: Any) -> dict[str, Any]:
     """What a kept measurement is of."""
-    s = table.settings
+    s, teacher = table.settings, table.teacher
+    net = prompted(teacher.flow) if teacher else None
+    of = teacher and [*made(teacher.spec), *([net.prompts.sha256] if net else [])]
     return {"reference": table.digest, "spaces": [space.name for space in table.spaces], "n": s.n, "seed": s.seed,
-            "codec": table.codec, "teacher": table.teacher and made(table.teacher.spec), **more}
+            "codec": table.codec, "teacher": of, **more}
 
 
 def run_line(entry: Entry, i: int, run: Run, table: Table) -> dict[str, Any]:
