@@ -29,7 +29,7 @@ from stillroom.measure.bootstrap import mean_interval
 from stillroom.measure.images import psnr
 from stillroom.measure.perceptual import Lpips
 from stillroom.recipes import find
-from stillroom.report.sweep import choice_in_words
+from stillroom.report.sweep import choice_in_words, in_words
 from stillroom.report.sweep_plots import apart, principal
 from stillroom.settings import Refusal, checked
 from stillroom.train.product import amend_product, load_product, product_hash, save_product
@@ -382,6 +382,16 @@ def test_the_page_says_what_the_gain_is_made_of(found, place):
         assert picture.size == (64, 64)
     assert (out / "plots" / "psnr-64.png").stat().st_size > 5000
     assert html.count("<img") == 21 and "https://" not in html.replace("http://www.w3.org", "")
+
+
+def test_pictures_that_a_codec_learned_from_are_told(found, place, tmp_path):
+    assert found["seen_before"] == [] and "has seen" not in " ".join(in_words(found))
+    shutil.copytree(place / "student", tmp_path / "run/product", ignore=shutil.ignore_patterns("sweep"))
+    (tmp_path / "run" / "run.json").write_text(json.dumps({"inputs": {"data": {"name": str(place / "photos")}}}))
+    assert stillroom("sweep", tmp_path / "run/product", "--data", place / "photos/../photos", "--sizes 32 --scales 1",
+                     "--without klt,klt-budget,teacher-bf16,teacher-int8 --out", tmp_path / "out").code == 0
+    (told,) = [line for line in in_words(json.loads((tmp_path / "out/sweep.json").read_text())) if "has seen" in line]
+    assert told.startswith("Student learned from ")
 
 
 def test_compared_pictures_are_least_median_and_worst(found, place):

@@ -30,12 +30,12 @@ def run(word: str, arguments: list[str]) -> int:
     scales = numbers(settings.scales, "--scales", float, 0.01, 100)
     out = place_for(settings, place)
     from stillroom.cli.progress import watch_for
-    from stillroom.judge.resolutions import measured, opened
+    from stillroom.judge.resolutions import measured, opened, seen_before
     from stillroom.report.sweep import choice_in_words, write_sweep
 
     codecs, card = opened(settings, place)
     found, compared = measured(settings, codecs, card, sizes, tuple(sorted({*scales, 1.0})), watch_for(quiet).note)
-    found = {"run": place, "card": card} | found
+    found = {"run": place, "card": card, "seen_before": seen_before(settings, place)} | found
     out.mkdir(parents=True, exist_ok=True)
     write_tables(out, found)
     page = write_sweep(out, found, compared)

@@ -26,8 +26,8 @@ from stillroom.judge.asked import OfCodecs
 from stillroom.judge.draws import built
 from stillroom.judge.evaluation import Space
 from stillroom.judge.measures import MOVED, VECTORS, plain, rgb
-from stillroom.judge.pictures import AT_ONCE, SHOWN, Part, pictures_of, places_of, real_features, space_of, told
-from stillroom.judge.places import codec_at, record_at
+from stillroom.judge.pictures import AT_ONCE, SHOWN, Part, learned_from, pictures_of, real_features, space_of, told
+from stillroom.judge.places import codec_at
 from stillroom.judge.priors import Budget, patch_for
 from stillroom.judge.sides import replaced
 from stillroom.measure.metrics import is_few
@@ -221,11 +221,7 @@ def law_of(reference: str) -> list[str]:
 def seen_before(entries: Sequence[Entry], held: Part) -> list[str]:
     """What is said of codecs whose runs learned from where the held-out pictures are taken: by the runs' own records,
     so of no others."""
-    def learned_from(entry: Entry) -> set[tuple[str, str]]:
-        inputs = record_at(Path(entry.spec)).get("inputs", {}) if is_ours(Path(entry.spec)) else {}
-        return {place for told in inputs.values() for place in places_of(told["name"])}
-
-    names = [entry.name for entry in entries if learned_from(entry) & places_of(held.name)]
+    names = [entry.name for entry in entries if learned_from(entry.spec, held.name)]
     return [f"{listed(names)} learned from {held.name} too: the held-out pictures are new to the priors, and not to "
             f"{'it' if len(names) == 1 else 'them'}, so that reconstructions may look better than those of new "
             "pictures: --heldout DATA"] if names else []

@@ -17,6 +17,7 @@ from stillroom.data.open import is_known, parted
 from stillroom.judge.asked import OfCodecs
 from stillroom.judge.evaluation import Space, learned_space
 from stillroom.judge.measures import rgb
+from stillroom.judge.places import record_at
 from stillroom.judge.sides import Side, crop_of, in_channels, replaced, test_split_of
 from stillroom.measure.inception import FidInception
 from stillroom.measure.metrics import halves
@@ -25,6 +26,7 @@ from stillroom.measure.reference import INCEPTION
 from stillroom.settings import Images, Refusal, expanded
 from stillroom.settings.files import file_written_atomically
 from stillroom.train.checkpoint import load_tensors
+from stillroom.train.teacher import is_ours
 
 FEWEST = 32             # pictures on either side
 SHOWN = 16              # pictures in a row of the page
@@ -87,6 +89,12 @@ def places_of(name: str) -> set[tuple[str, str]]:
     each = [parted(part) for _, part in mixture(name, is_known)]
     return {(str(expanded(place).resolve()) if expanded(place).exists() else place, split or "train")
             for place, split in each}
+
+
+def learned_from(place: str, data: str) -> bool:
+    """Whether the run of a codec learned from data that this is, or is a part of: by the run's own record."""
+    inputs = record_at(Path(place)).get("inputs", {}) if is_ours(Path(place)) else {}
+    return any(places_of(told["name"]) & places_of(data) for told in inputs.values())
 
 
 def shuffled(source: Source, seed: int) -> Tensor:

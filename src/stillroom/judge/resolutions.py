@@ -13,6 +13,7 @@ from stillroom.codecs.sweep import METRICS, SMALLEST, Laws, Metric, applicable
 from stillroom.data.pictures import pictures
 from stillroom.data.scenes import KINDS
 from stillroom.judge.asked import Sweep
+from stillroom.judge.pictures import learned_from
 from stillroom.judge.places import codec_at
 from stillroom.measure.inception import FidInception
 from stillroom.measure.perceptual import BACKBONES, SMALL, RandomFeatures, feature_distance_of, lpips_in, pooled
@@ -57,6 +58,13 @@ def require_same(teacher: Codec, spec: str, card: Mapping[str, Any]) -> None:
     if card.get("teacher_hash") not in (None, fingerprint(teacher)):
         raise Refusal(f"teacher {spec}: no longer the codec that this student was distilled from; "
                       "name another with --teacher to compare with it all the same")
+
+
+def seen_before(settings: Sweep, place: str) -> list[str]:
+    """Which of the codecs learned from the pictures that they are judged on, by the records of their runs."""
+    places = {"student": place, "teacher": settings.teacher, "scratch": settings.scratch,
+              "recon-only": settings.recon_only}
+    return [name for name, where in places.items() if where and learned_from(where, settings.data)]
 
 
 # ---- what is measured ----

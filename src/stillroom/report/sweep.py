@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from stillroom.report import sweep_plots as plots
 from stillroom.report.page import Figure, Files, Header, Images, Panels, Section, Settings, Table, Text, page
-from stillroom.report.words import number
+from stillroom.report.words import listed, number
 from stillroom.settings.files import write_atomically
 from stillroom.train.pictures import grid
 
@@ -121,6 +121,9 @@ def in_words(found: Found) -> list[str]:
         told.append(text)
     told.append("A gain from remapping is, first of all, the gain of a larger budget of latents: it does not show "
                 "that anything was inherited. How near latents come to the teacher's is another question: see nMSE.")
+    if names := found["seen_before"]:
+        told.append(f"{listed(names).capitalize()} learned from {found['data']}: figures on pictures that a codec has "
+                    "seen may be better than on new ones; give --data others.")
     skipped = [f"{e['skipped']} at {e['size']} px" for e in found["sizes"] if e["skipped"]]
     told += [f"Pictures smaller than a size were left out of it: {', '.join(skipped)}."] if skipped else []
     empty = [str(e["size"]) for e in found["sizes"] if not e["names"]]
