@@ -115,6 +115,12 @@ def test_two_nn_finds_the_dimension_below_the_coordinates():
         two_nn(Cloud(torch.randint(0, 60, (500, 2), generator=torch.Generator().manual_seed(0)).float()))
 
 
+def test_the_error_of_two_nn_is_that_of_drawing_other_samples():
+    found = [two_nn(Cloud(normal(100, 2, seed))) for seed in range(300)]
+    deviation = torch.tensor([f.dimension for f in found]).std()
+    assert float(deviation) == pytest.approx(sum(f.error for f in found) / 300, rel=0.12)
+
+
 def test_the_classes_of_one_gaussian_are_not_apart():
     """tr S_b of sample means is K / n tr S_w even where the classes are one: without bias it is 0 on average."""
     y, ratios, plain = torch.arange(60) % 6, [], []

@@ -25,6 +25,7 @@ FLOOR = 1e-6        # of the largest eigenvalue: smaller ones count as this much
 SAME = 1e-6         # of the mean distance: nearer points are one point
 COLUMNS = 2**14     # of a wide cloud taken to float64 at a time
 FEWEST = 4          # samples of a class, for unbiased squares of its covariance
+SHARED = 1.15       # of TwoNN's standard error: neighbours share distances, which independent ratios would not
 
 
 class Taken(NamedTuple):
@@ -283,7 +284,8 @@ def two_nn(cloud: Cloud, kept: float = 0.9) -> Intrinsic:
     """Dimension of what the cloud lies on, from mu = r2 / r1, the two nearest neighbours' distances (TwoNN, Facco et
     al. 2017): mu is Pareto of exponent d. They fit a line and leave the largest tenth out; this is the unbiased
     maximum-likelihood estimate censored at the same place. Above ten dimensions or so a few thousand points say less
-    than the truth."""
+    than the truth. Clouds of 100 to 600 points in 2 to 10 dimensions deviate by 1.07 to 1.24 times what independent
+    ratios would."""
     d = cloud.distances
     mean = d.sum() / (len(d) * (len(d) - 1))
     cloud.require_spread()
@@ -296,7 +298,7 @@ def two_nn(cloud: Cloud, kept: float = 0.9) -> Intrinsic:
     near = d.topk(2, largest=False).values
     log = (near[:, 1] / near[:, 0]).log().sort().values
     dimension = (m - 1) / max(float(log[:m].sum() + (n - m) * log[m - 1]), 1e-300)
-    error = dimension / math.sqrt(max(m - 2, 1))
+    error = SHARED * dimension / math.sqrt(max(m - 2, 1))
     if dimension - 3 * error > cloud.x.shape[1]:        # neighbours at equal distances
         raise Refusal("samples lie as on a lattice, as rounded numbers do: neighbours' distances give no dimension")
     return Intrinsic(cloud.taken("global", n), dimension, error, int(double.sum()))
