@@ -344,3 +344,11 @@ def test_a_full_disk_is_one_line_and_leaves_no_half_of_latents(words, file):
                         done.stderr), done.stderr
     assert files(Path("there")) == []
     assert stillroom(words, "--out there").code == 0 and file in files(Path("there"))
+
+
+def test_too_large_a_network_is_one_line_and_no_folder():
+    """400,000 wide: 640 GB for one layer."""
+    told = stillroom("train flow --data digits --size 8 --net dit --width 400000 --depth 1 --steps 1 --out run")
+    assert told.code == 1 and told.err.count("\n") == 1
+    assert re.match(r"stillroom: out of memory: .+; give a smaller --batch", told.err)
+    assert not Path("run").exists()

@@ -17,6 +17,7 @@ import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.text import Text
 from PIL import Image
+from safetensors.torch import save_file
 
 from command import complaint, files, printed
 from command import stillroom as called
@@ -516,6 +517,16 @@ def test_another_sampler_of_the_same_weights_is_measured_anew(home, tmp_path, me
     measured.clear()
     compared(*words)
     assert len(measured) == 4                                           # of the teacher too
+
+
+def test_other_weights_in_the_place_of_other_peoples_are_measured_anew(tmp_path):
+    file = tmp_path / "teacher/unet/diffusion_pytorch_model.safetensors"
+    file.parent.mkdir(parents=True)
+    found = []
+    for value in (0.0, 1.0, 0.0):
+        save_file({"x": torch.full((2,), value)}, file)
+        found.append(contenders.made(str(tmp_path / "teacher")))
+    assert found[0] == found[2] != found[1]
 
 
 def test_other_labels_of_the_same_pictures_are_measured_anew(home, tmp_path, measured, monkeypatch):

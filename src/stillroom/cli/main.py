@@ -41,6 +41,12 @@ def usage() -> str:
     ])
 
 
+def is_of_memory(error: Exception) -> bool:
+    """Torch has a class of its own for an accelerator's, and none for the processor's."""
+    is_named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return is_named or "can't allocate memory" in str(error)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     # Before torch starts its threads: idle ones of GNU's OpenMP spin for microseconds and then sleep. Spinning on, as
     # they do by default, halves the speed of small networks, or worse, on a machine that has anything else to do.
@@ -74,6 +80,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `stillroom recipes | head`
         sys.stderr.close()
         return 0
+    except (MemoryError, RuntimeError) as error:
+        if not is_of_memory(error):
+            raise
+        print(f"stillroom: out of memory: {(str(error).splitlines() or ['no more is to be had'])[0]}; give a smaller "
+              "--batch or --size, --accumulate, or a smaller network", file=sys.stderr)
+        return 1
     except OSError as error:  # a full disk, or a place that may not be written or read
         where = f"{error.filename}: " if error.filename else ""
         is_place = isinstance(error, PLACES)

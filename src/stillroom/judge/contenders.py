@@ -16,7 +16,7 @@ from stillroom.judge.places import CODECS, is_codec_name, know_recipe, record_at
 from stillroom.judge.sides import Side, drawn
 from stillroom.settings import Refusal, read_toml
 from stillroom.train import load_product, product_hash
-from stillroom.train.teacher import is_ours, kind_of
+from stillroom.train.teacher import is_ours, kind_of, weights_digest
 
 DRAWN = {"flow": "a flow", "generator": "a generator", "points": "a set of points"}
 """Kinds of products that samples are of."""
@@ -133,9 +133,9 @@ def identity(spec: str) -> str:
     return product_hash(spec) if is_ours(Path(spec)) else spec
 
 
-def made(spec: str) -> list[str]:
+def made(spec: str) -> list[str | None]:
     """What a model draws depends on: its weights and, of ours, how it is built."""
-    return [identity(spec), built(spec)] if is_ours(Path(spec)) else [spec]
+    return [identity(spec), built(spec)] if is_ours(Path(spec)) else [spec, weights_digest(spec)]
 
 
 def require_alike(entries: Sequence[Entry]) -> None:
