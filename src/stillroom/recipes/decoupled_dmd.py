@@ -54,10 +54,11 @@ class DecoupledDMD(dmd.DMD):
         refuse_given(settings, ("judge", "judge_weight"), "where there are heads here, there is no fake score; leave "
                                                           "it out")
         refuse_given(settings, ("weight",), "here each term is over its own residual; leave it out")
-        for name, shield in (("fake_lora", "dm"), ("statistics", "statistics"), ("adversarial", "adversarial")):
+        for name, shield, lacks in (("fake_lora", "dm", "fake score"), ("statistics", "statistics", "term of them"),
+                                    ("adversarial", "adversarial", "heads")):
             if settings.shield != shield:
-                refuse_given(settings, (name,), f"shield {settings.shield} has no such term; give --shield {shield}, "
-                                                "or leave it out")
+                refuse_given(settings, (name,), f"shield {settings.shield} has no {lacks}; give --shield {shield}, or "
+                                                "leave it out")
         if settings.shield == "adversarial" and not settings.adversarial.weight:
             raise Refusal("shield adversarial: its weight is 0; give --adversarial.weight above 0, or --shield none")
         super().__init__(settings, data)
