@@ -37,8 +37,9 @@ NARROWEST = 0.01
 
 @dataclass(frozen=True, kw_only=True)
 class Settings(Student):
-    ABSENT: ClassVar[Mapping[str, str]] = {"student_steps": "BOOT makes one step; for a student of several, "
-                                                            "stillroom distill consistency or hyper-sd"}
+    ABSENT: ClassVar[Mapping[str, str]] = {"data": "BOOT needs none; leave it out",
+                                           "student_steps": "BOOT makes one step; for a student of several, stillroom "
+                                                            "distill consistency or hyper-sd"}
     grid: Count = 64
     """Steps of the teacher from noise to data."""
     boundary: NotNegative = 1.0

@@ -38,7 +38,8 @@ from stillroom.train import Role, Stage, parts_of
 
 @dataclass(frozen=True, kw_only=True)
 class Settings(Student):
-    ABSENT: ClassVar[Mapping[str, str]] = {"student_steps": "it is of the students' own recipe; give --options "
+    ABSENT: ClassVar[Mapping[str, str]] = {"data": "students take samples of their teacher; leave it out",
+                                           "student_steps": "it is of the students' own recipe; give --options "
                                                             "student_steps=4"}
 
     inner: str = "dmd"

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, TypeVar, Union
 import tomli_w
 
 from stillroom.settings.errors import Refusal, nearest
+from stillroom.settings.given import default_of
 from stillroom.settings.limits import Within, but_for_none, hints_of
 
 T = TypeVar("T")
@@ -39,13 +40,14 @@ def required(cls: type) -> list[str]:
 
 
 def fit(cls: type, values: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """The values as their declared types, which may be a part of the settings."""
+    """The values as their declared types, which may be a part of the settings. A nested table is laid over the default:
+    naming one rate must not lose the recipe's other optimizer settings."""
     fields = {f.name: f for f in dataclasses.fields(cls) if f.init}
     hints = hints_of(cls)
     for key in values:
         if key not in fields:
             raise Refusal(f"{where}: {key!r} is not a setting{absent(cls, key) or nearest(key, fields)}")
-    return {k: _fit(hints[k], v, f"{where}: {k}", _default(fields[k])) for k, v in values.items()}
+    return {k: _fit(hints[k], v, f"{where}: {k}", default_of(fields[k])) for k, v in values.items()}
 
 
 def absent(cls: type, name: str) -> str:
@@ -56,13 +58,6 @@ def absent(cls: type, name: str) -> str:
 
 def _shallow(settings: Any) -> dict[str, Any]:
     return {f.name: getattr(settings, f.name) for f in dataclasses.fields(settings) if f.init}
-
-
-def _default(field: dataclasses.Field) -> Any:
-    """What a nested table is laid over: naming one rate must not lose the recipe's other optimizer settings."""
-    if field.default_factory is not dataclasses.MISSING:
-        return field.default_factory()
-    return field.default
 
 
 def _fit(hint: Any, value: Any, where: str, default: Any = dataclasses.MISSING) -> Any:

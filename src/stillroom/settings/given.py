@@ -9,7 +9,7 @@ from stillroom.settings.errors import Refusal
 def given(settings: Any, *names: str) -> list[str]:
     """Of these names."""
     fields = {f.name: f for f in dataclasses.fields(settings)}
-    return [name for name in names if getattr(settings, name) != _default(fields[name])]
+    return [name for name in names if getattr(settings, name) != default_of(fields[name])]
 
 
 def refuse_given(settings: Any, names: tuple[str, ...], why: str) -> None:
@@ -18,5 +18,5 @@ def refuse_given(settings: Any, names: tuple[str, ...], why: str) -> None:
         raise Refusal(f"{', '.join(found)}: {why}")
 
 
-def _default(field: dataclasses.Field) -> Any:
+def default_of(field: dataclasses.Field) -> Any:
     return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
