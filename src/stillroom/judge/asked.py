@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from stillroom.settings import Count, Natural, Positive, Share, Where
+from stillroom.settings import Count, Natural, Positive, Share, Where, given
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,10 +26,8 @@ class Drawing:
     device: str = "auto"
 
 
-def given(settings: Drawing, *names: str) -> str:
-    """Those of these flags that are not as they are by default."""
-    fields = type(settings).__dataclass_fields__
-    return ", ".join(f"--{name}" for name in names if getattr(settings, name) != fields[name].default)
+def flags_given(settings: Drawing, *names: str) -> str:
+    return ", ".join(f"--{name}" for name in given(settings, *names))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stillroom.judge.asked import Drawing, given
+from stillroom.judge.asked import Drawing, flags_given
 from stillroom.judge.places import codec_at, know_recipe
 from stillroom.settings import Refusal
 
@@ -115,7 +115,7 @@ def built(place: Path | str) -> str:
 
 
 def points(parts, settings: Drawing, card: dict) -> Draws:
-    if told := given(settings, "seed", "steps", "guidance", "weak", "interval"):
+    if told := flags_given(settings, "seed", "steps", "guidance", "weak", "interval"):
         raise Refusal(f"points are not sampled anew: leave out {told}")
     x, y = parts["points"], parts.get("labels")
 

@@ -25,7 +25,7 @@ from stillroom.data.mixed import mixed_name, mixture
 from stillroom.data.open import is_known, parted, placed
 from stillroom.data.tables import Rows
 from stillroom.flows import Mixture
-from stillroom.judge.asked import Evaluation, given
+from stillroom.judge.asked import Evaluation, flags_given
 from stillroom.judge.draws import Draws, labels_of, open_decoder, open_draws
 from stillroom.measure.metrics import halves
 from stillroom.measure.reference import read_samples
@@ -71,7 +71,7 @@ class Side:
 def open_samples(place: Path, settings: Evaluation) -> Side:
     if is_ours(place) or is_ours(place / "product"):
         return drawn(place, settings)
-    if told := given(settings, "steps", "guidance", "weak", "interval", "seed", "teacher"):
+    if told := flags_given(settings, "steps", "guidance", "weak", "interval", "seed", "teacher"):
         raise Refusal(f"{place}: its samples are there already: leave out {told}")
     if settings.labels == "data":
         raise Refusal(f"{place}: its samples have the labels that they have: leave out --labels")

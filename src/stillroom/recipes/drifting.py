@@ -46,6 +46,7 @@ from stillroom.settings import (
     Refusal,
     Share,
     Where,
+    given,
     nearest,
     refuse_given,
     seed_of,
@@ -425,7 +426,7 @@ def refuse_what_cannot_be(s: Settings, groups: int, classes: int | None) -> None
                       f"{groups}, or other --groups")
     if s.batch == groups:
         raise Refusal(f"batch = {s.batch} leaves one sample to each of {groups} groups, which nothing pushes")
-    own = [f.name for f in dataclasses.fields(flows.Network) if getattr(s, f.name) != f.default]
+    own = given(s, *(f.name for f in dataclasses.fields(flows.Network)))
     if s.teacher and own:
         raise Refusal(f"{own[0]}: a student of a teacher has its network; leave out {' and '.join(own)}, or teacher")
     if s.coverage and s.support < 2:
@@ -438,9 +439,9 @@ def refuse_what_cannot_be(s: Settings, groups: int, classes: int | None) -> None
             raise Refusal(f"taps: no tap is called {tap!r}{nearest(tap, known)}")
     if not s.taps:
         raise Refusal("taps: name at least one")
-    for tap, given, how in (("features", s.features, "--features RUN"),
-                            ("hidden", s.teacher and s.layers, "--teacher with --layers")):
-        if (tap in s.taps) != bool(given):
+    for tap, source, how in (("features", s.features, "--features RUN"),
+                             ("hidden", s.teacher and s.layers, "--teacher with --layers")):
+        if (tap in s.taps) != bool(source):
             raise Refusal(f"the tap {tap!r} and {how} come together")
     if s.strongest < 1:
         raise Refusal(f"strongest = {s.strongest}: strengths of guidance begin at 1")

@@ -31,7 +31,7 @@ from torch import Tensor
 from stillroom.flows import denoising_loss, guided
 from stillroom.match import score_identity
 from stillroom.recipes import dmd
-from stillroom.settings import Count, NotNegative, Optimizer, Refusal, Share
+from stillroom.settings import Count, NotNegative, Optimizer, Refusal, Share, refuse_given
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,9 +85,7 @@ class SiD(dmd.DMD):
 
 
 def require_scales(s: Settings) -> None:
-    if s.weight != Settings.weight:
-        raise Refusal(f"weight {s.weight}: of SiD's loss only the release's is there, one over the residual; leave it "
-                      "out")
+    refuse_given(s, ("weight",), "of SiD's loss only the release's is there, one over the residual; leave it out")
     if s.cfg != "plain" and not s.adversarial.weight:
         raise Refusal(f"cfg {s.cfg}: alone it pushes samples away from the data; give the adversarial term a weight, "
                       "--adversarial.weight 1, or use cfg plain")
