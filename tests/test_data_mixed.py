@@ -163,6 +163,7 @@ def test_names_that_cannot_be_mixed_are_refused(tmp_path):
         (f"photos+{tmp_path / 'x.tar'}", "is a stream of tars, which cannot be mixed"),
         ("photos+leavs", "data 'leavs': .*did you mean 'leaves'"), ("photos+", "a part of the mixture has no name"),
         ("photos+digits", "photos:train holds .* and digits:train"), ("0*photos+leaves", "give each one above 0"),
+        ("2*photos", r"photos is all of it, whatever its share; leave 2\* out"),
     ]:
         with pytest.raises(Refusal, match=says):
             open_source(Images(data=spec, size=16))

@@ -1,5 +1,6 @@
 """Folders, parquet files and saved data sets as tables of pictures and labels."""
 
+import errno
 import io
 import json
 import os
@@ -97,6 +98,21 @@ def test_linked_class_folders_are_followed_and_circles_end(tmp_path):
     (tmp_path / "set" / "dog").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "set" / "cat" / "back").symlink_to(tmp_path / "set")
     assert shown(opened(tmp_path / "set")) == ([6, 5], [0, 1])
+
+
+def test_a_folder_that_cannot_be_listed_is_not_left_out(tmp_path, monkeypatch):
+    picture(tmp_path / "set" / "cat" / "a.png", 5)
+    picture(tmp_path / "set" / "dog" / "b.png", 6)
+    scandir = os.scandir
+
+    def scan(path):
+        if str(path).endswith("dog"):
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", scan)
+    with pytest.raises(Refusal, match="set/dog: the folder cannot be listed: Permission denied"):
+        opened(tmp_path / "set")
 
 
 def structs(values, paths=None):

@@ -198,6 +198,14 @@ def test_clusters_are_found_where_there_are_some_and_not_in_a_gaussian():
     assert inside.real and inside.count == (2, 2) and inside.taken.scope == "within class"
 
 
+@pytest.mark.parametrize("dims", [1, 2, 5])
+def test_a_cube_has_no_clusters_and_the_pilots_ring_has(dims):
+    cube = by_clusters(Cloud(torch.rand(400, dims, generator=torch.Generator().manual_seed(dims))))
+    assert not cube.real and cube.eta > 0.5
+    hidden = by_clusters(ring(6, 0.5))
+    assert hidden.real and hidden.eta < 0.5
+
+
 def test_kmeans_is_a_function_of_its_seed_and_numbers_its_groups():
     x = normal(80, 3).double()
     a, b = (kmeans(x, 5, torch.Generator().manual_seed(2)) for _ in range(2))

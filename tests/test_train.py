@@ -1,5 +1,6 @@
 """The trainer adds nothing, loses nothing, and stops where it should."""
 
+import errno
 import json
 import re
 import shutil
@@ -243,6 +244,25 @@ def test_nan_stops_the_run_names_what_and_keeps_the_last_good_checkpoint(tmp_pat
         run_one(Breaks, tmp_path / "run")
     assert "\n" not in str(error.value)
     assert Shelf(tmp_path / "run/checkpoints", 2).last_good() == (4, [])
+
+
+def test_nan_in_a_measurement_is_told_as_one(tmp_path):
+    class Measures(One):
+        def losses(self, batch, turn):
+            turn.tell("looks/width", torch.tensor(float("inf") if turn.step == 3 else 1.0))
+            return super().losses(batch, turn)
+
+    with pytest.raises(Refusal, match=r"looks/width, which is measured, became inf at step 3; the checkpoint of step 2"):
+        run_one(Measures, tmp_path / "run")
+
+
+def test_sgd_takes_no_eps(tmp_path):
+    class Damped(One):
+        def roles(self):
+            return {"net": Role(self.net, Optimizer(lr=0.1, name="sgd", eps=1e-6))}
+
+    with pytest.raises(Refusal, match=r"eps: sgd divides by no second moment; leave it out"):
+        run_one(Damped, tmp_path / "run")
 
 
 def test_a_finished_run_is_left_as_it_is(tmp_path):
@@ -496,6 +516,16 @@ def test_a_run_folder_in_use_is_refused(tmp_path):
         fcntl.flock(held, fcntl.LOCK_EX)
         with pytest.raises(Refusal, match="another process is using this run"):
             resume(tmp_path / "run", lambda _: One, None, Silent())
+
+
+def test_a_place_without_locks_is_not_taken_for_one_in_use(tmp_path, monkeypatch):
+    def flock(file, how):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    unended(tmp_path / "run")
+    monkeypatch.setattr("stillroom.settings.files.fcntl.flock", flock)
+    with pytest.raises(Refusal, match=r"run/\.lock cannot be locked: No locks available; give a place on a disk"):
+        resume(tmp_path / "run", lambda _: One, None, Silent())
 
 
 def test_a_checkpoint_of_another_recipe_is_refused(tmp_path):

@@ -1,6 +1,5 @@
 """What was carried out of a claim before its command was cut short, beside the place of its result."""
 
-import fcntl
 import hashlib
 import json
 import zlib
@@ -13,7 +12,7 @@ import torch
 
 import stillroom
 from stillroom.settings import Refusal
-from stillroom.settings.files import write_atomically
+from stillroom.settings.files import locked, write_atomically
 from stillroom.train.folder import read_rows
 
 Task = tuple[str, int]
@@ -32,11 +31,7 @@ def part_of(result: Path, quick: bool, data: str) -> Path:
 def held(part: Path) -> Iterator[None]:
     """By one command at a time. The lock is beside the file, which is written by renaming."""
     path = part.with_suffix(".lock")
-    with path.open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise Refusal(f"{part}: another command is at work on it; wait for it, or choose another --out") from None
+    with locked(path, f"{part}: another command is at work on it; wait for it, or choose another --out"):
         try:
             yield
         finally:

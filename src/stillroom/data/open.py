@@ -32,7 +32,10 @@ def open_source(settings: Images) -> Source | Stream:
                       "leave it out")
     parts = mixture(settings.data, is_known)
     if len(parts) == 1:
-        return _open(parts[0][1], settings)
+        (share, name), = parts
+        if share != 1:
+            raise Refusal(f"data {settings.data!r}: {name} is all of it, whatever its share; leave {share:g}* out")
+        return _open(name, settings)
     sources = []
     for _, name in parts:
         if not name:

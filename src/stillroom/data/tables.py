@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -75,8 +75,11 @@ def folder(path: Path) -> Rows:
 
 
 def _walk(path: Path) -> list[Path]:
+    def refuse(error: OSError) -> NoReturn:
+        raise Refusal(f"{error.filename}: the folder cannot be listed: {error.strerror}")
+
     found, visited = [], set()
-    for top, below, files in os.walk(path, followlinks=True):       # class folders are often links
+    for top, below, files in os.walk(path, onerror=refuse, followlinks=True):       # class folders are often links
         real = os.path.realpath(top)
         if real in visited:                                         # a link that leads back up
             below.clear()

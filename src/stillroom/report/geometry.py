@@ -226,7 +226,7 @@ def index(name: str, scope: str, r: float) -> Callable[[Column], Any]:
         if c.scope != scope or "why" in s:
             return None
         grouping = as_grouping(s)
-        null = "" if grouping.null is None else f", a Gaussian {number(grouping.null, 3)}"
+        null = "" if grouping.null is None else f", where there are none {number(grouping.null, 3)}"
         told = number(kappa(grouping.eta, r), 3) if grouping.real else "abstains"
         return f"{told}: k {ks(grouping)}, eta {number(grouping.eta, 3)}{null}"
 

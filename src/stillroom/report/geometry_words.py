@@ -64,7 +64,7 @@ def judge(record: Found, where: str, r: float) -> Verdict:
     found, index = reading(grouping, r), number(kappa(grouping.eta, r), 3)
     status, tone = STATUS[found]
     how = (f"{grouping.name} (k-means, k = {ks(grouping)} by the gap statistic, eta {number(grouping.eta, 3)}; "
-           f"Gaussian draws of the same spectrum {number(grouping.null or 0.0, 3)})")
+           f"draws without groups, of the same spectrum, {number(grouping.null or 0.0, 3)})")
     if found == "abstains":
         return Verdict(f"{status}: no groups were found for a drift to miss", tone, [
             f"kappa abstains on {how}, {where}: they explain hardly more than k-means finds where there is none. A "

@@ -13,7 +13,7 @@ class Optimizer:
 
     lr: NotNegative
     name: Literal["adamw", "adam", "sgd", "adamw8bit"] = "adamw"
-    """adamw8bit keeps its two moments in 8 bits, through bitsandbytes."""
+    """adamw8bit keeps its two moments in 8 bits, through bitsandbytes; sgd's momentum is the first of betas."""
     betas: tuple[Decay, Decay] = (0.9, 0.999)
     eps: NotNegative = 1e-8
     weight_decay: NotNegative = 0.0

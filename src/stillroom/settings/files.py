@@ -1,5 +1,6 @@
 """Writing so that a kill or a full disk leaves either the old file or the new one, never half of one."""
 
+import fcntl
 import hashlib
 import json
 import os
@@ -7,7 +8,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from stillroom.settings.errors import Refusal
 
@@ -46,6 +47,23 @@ def file_written_atomically(path: Path, writer: int | None = None) -> Iterator[P
             raise Refusal(f"{path} could not be written: {reason_of(error)}; free some space, or give another "
                           "place") from error
         raise
+
+
+def locked(path: Path, busy: str) -> IO[str]:
+    """The open file, held by one process at a time: let go of when it is closed, however the process ends."""
+    try:
+        file = path.open("w")
+    except OSError as error:
+        raise Refusal(f"{path} could not be written: {error.strerror}; give another place") from error
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise Refusal(busy) from None
+    except OSError as error:        # of some network file systems
+        file.close()
+        raise Refusal(f"{path} cannot be locked: {error.strerror}; give a place on a disk with locks") from error
+    return file
 
 
 @contextmanager

@@ -1,6 +1,5 @@
 """The run folder: who holds it, what was settled, and one row of metrics per logged step."""
 
-import fcntl
 import json
 import os
 import platform
@@ -12,7 +11,7 @@ from typing import Any
 import torch
 
 from stillroom.settings import Refusal, Run, to_toml
-from stillroom.settings.files import read_json, write_atomically
+from stillroom.settings.files import locked, read_json, write_atomically
 from stillroom.train.checkpoint import Shelf
 
 
@@ -49,17 +48,8 @@ class RunFolder:
             raise Refusal(f"{path}: no folder can be made there: {error.strerror}") from None
         self._lock = None
         if first:  # the other processes of the run work in the folder that the first one holds
-            self._hold()
-
-    def _hold(self) -> None:
-        self._lock = (self.path / ".lock").open("w")
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            self._lock.close()
-            raise Refusal(
-                f"{self.path}: another process is using this run; wait for it, or choose another folder"
-            ) from None
+            self._lock = locked(path / ".lock", f"{path}: another process is using this run; wait for it, or choose "
+                                "another folder")
 
     def close(self) -> None:
         if self._lock is not None:

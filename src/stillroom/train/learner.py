@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from stillroom.settings import Optimizer, Refusal
+from stillroom.settings import Optimizer, Refusal, refuse_given
 from stillroom.train.recipe import Role
 
 
@@ -52,6 +52,7 @@ def bitsandbytes():
 
 def make_optimizer(settings: Optimizer, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
     if settings.name == "sgd":
+        refuse_given(settings, ("eps",), "sgd divides by no second moment; leave it out, or give another name")
         return torch.optim.SGD(parameters, settings.lr, momentum=settings.betas[0], weight_decay=settings.weight_decay)
     if settings.name == "adamw8bit":
         return bitsandbytes().optim.AdamW8bit(parameters, settings.lr, settings.betas, settings.eps,

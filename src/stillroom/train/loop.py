@@ -242,7 +242,8 @@ class Trainer:
         kept = self.folder.shelf.steps()[-1:] if self.folder else []
         where = f"the checkpoint of step {kept[0]} is kept, and a resume would come to the same; " if kept else ""
         again = f": --config {self.folder.path}/settings.toml --out NEW" if self.folder else ""
-        raise Diverged(f"role {role}: {term} became {value} at step {step}; {where}lower the rate or clip in a new "
+        what = f"role {role}: {term}" if role in self.roles else f"{name}, which is measured,"
+        raise Diverged(f"{what} became {value} at step {step}; {where}lower the rate or clip in a new "
                       f"run{again}")
 
     # ---- the run ----
