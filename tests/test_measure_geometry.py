@@ -202,7 +202,7 @@ def test_clusters_are_found_where_there_are_some_and_not_in_a_gaussian():
 def test_a_cube_has_no_clusters_and_the_pilots_ring_has(dims):
     cube = by_clusters(Cloud(torch.rand(400, dims, generator=torch.Generator().manual_seed(dims))))
     assert not cube.real and cube.eta > 0.5
-    hidden = by_clusters(ring(6, 0.5))
+    hidden = by_clusters(ring(30, 0.3))
     assert hidden.real and hidden.eta < 0.5
 
 

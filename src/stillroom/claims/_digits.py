@@ -61,14 +61,13 @@ def taught(net: nn.Module, loss: Callable[[Tensor], Tensor], count: int, steps: 
     return net.requires_grad_(False)
 
 
-def classifier(seed: int, steps: int = 600) -> nn.Sequential:
-    """[n, 64] -> 32 features -> 10 classes, from slightly noisy digits."""
+def classifier(x: Tensor, y: Tensor, seed: int, steps: int = 600) -> nn.Sequential:
+    """[n, D] -> 32 features -> 10 classes, from slightly noisy x."""
     torch.manual_seed(seed)
-    x, y = pixels("train")
-    net = nn.Sequential(mlp(64, 256, 128, DIM), nn.SiLU(), nn.Linear(DIM, CLASSES))
+    net = nn.Sequential(mlp(x.shape[1], 256, 128, DIM), nn.SiLU(), nn.Linear(DIM, CLASSES))
 
     def loss(i: Tensor) -> Tensor:
-        return functional.cross_entropy(net(x[i] + 0.2 * torch.randn(len(i), 64)), y[i])
+        return functional.cross_entropy(net(x[i] + 0.2 * torch.randn(len(i), x.shape[1])), y[i])
 
     taught(net, loss, len(x), steps, seed)
     return net
@@ -78,12 +77,31 @@ def classifier(seed: int, steps: int = 600) -> nn.Sequential:
 def judge() -> nn.Sequential:
     """One for all seeds and spaces, and none that a space was made of."""
     with torch.random.fork_rng():
-        return classifier(seed=9999)
+        return classifier(*pixels("train"), seed=9999)
 
 
 def features(x: Tensor) -> Tensor:
     """[n, 64] -> [n, 32]."""
     return judge()[0](x)
+
+
+@cache
+def feature_net(name: str, seed: int) -> Callable[[Tensor], list[Tensor]]:
+    """[n, 32] of a space -> [n, 256], [n, 128] and [n, 32]: what a classifier of its latents has inside."""
+    here = space(name, seed)
+    with torch.random.fork_rng():
+        net = classifier(here.z, here.y, seed)
+
+    def maps(z: Tensor) -> list[Tensor]:
+        found = []
+        for layer in net.modules():
+            if isinstance(layer, nn.Linear | nn.SiLU):
+                z = layer(z)
+            if isinstance(layer, nn.SiLU):
+                found.append(z)
+        return found
+
+    return maps
 
 
 @cache
@@ -94,7 +112,7 @@ def space(name: str, seed: int) -> Space:
 
 def semantic(seed: int) -> Space:
     x, y = pixels("train")
-    z = functional.layer_norm(classifier(seed)[0](x), (DIM,))
+    z = functional.layer_norm(classifier(x, y, seed)[0](x), (DIM,))
     z, back = normalised(z)
     decoder = mlp(DIM, 256, 256, 64)
 
