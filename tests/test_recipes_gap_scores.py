@@ -19,6 +19,8 @@ from stillroom.recipes.decoupled_dmd import DecoupledDMD
 from stillroom.recipes.disback import DisBack
 from stillroom.recipes.dmd import DMD
 from stillroom.recipes.flow import FlowMatching
+from stillroom.recipes.guidance_lora import GuidanceLora
+from stillroom.recipes.msd import MSD
 from stillroom.recipes.phased_dmd import PhasedDMD
 from stillroom.recipes.sds import SDS
 from stillroom.recipes.sid import SiD
@@ -583,10 +585,8 @@ def test_swiftbrush_says_why_it_has_not_what_its_like_have(name):
 # ---- teachers whose classes are all there is ----
 
 
-@pytest.mark.parametrize(("recipe", "more"), [
-    (SwiftBrush, {}), (SiD, {}), (DMD, {"adversarial": ANCHOR, "teacher_samples": 8}),
-], ids=["swiftbrush", "sid", "dmd"])
-def test_a_teacher_without_a_null_class_is_asked_for_classes_alone(tmp_path, recipe, more):
+@pytest.fixture
+def classes_alone(tmp_path):
     diffusers = pytest.importorskip("diffusers")
     net = diffusers.UNet2DModel(
         sample_size=8, in_channels=3, out_channels=3, block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4,
@@ -595,10 +595,26 @@ def test_a_teacher_without_a_null_class_is_asked_for_classes_alone(tmp_path, rec
     shaken(net, "")
     net.save_pretrained(tmp_path / "teacher/unet")
     diffusers.DDPMScheduler(prediction_type="v_prediction").save_pretrained(tmp_path / "teacher/scheduler")
-    made_so, given = made(recipe, tmp_path / "run", str(tmp_path / "teacher"), batch=8, steps=2, **more)
+    return str(tmp_path / "teacher")
+
+
+@pytest.mark.parametrize(("recipe", "more"), [
+    (SwiftBrush, {}), (SiD, {}), (DMD, {"adversarial": ANCHOR, "teacher_samples": 8}),
+], ids=["swiftbrush", "sid", "dmd"])
+def test_a_teacher_without_a_null_class_is_asked_for_classes_alone(tmp_path, classes_alone, recipe, more):
+    made_so, given = made(recipe, tmp_path / "run", classes_alone, batch=8, steps=2, **more)
     trainer = Trainer(made_so, given, {}, World(0, 1, torch.device("cpu")), watch=Silent())
     for _ in steps_of(trainer, 2):
         pass
+
+
+@pytest.mark.parametrize(("recipe", "more"), [
+    (SwiftBrush, {"guidance": 2.0}), (DMD, {"guidance": 2.0}), (GuidanceLora, {}), (SiD, {"fake_guidance": 2.0}),
+    (SiD, {"cfg": "zero", "adversarial": ANCHOR}), (MSD, {"guidance": 2.0, "students": 2}),
+], ids=["swiftbrush", "dmd", "guidance-lora", "sid", "zero", "msd"])
+def test_and_refused_guidance_before_anything_is_drawn(tmp_path, classes_alone, recipe, more):
+    with pytest.raises(Refusal, match="none stands for no label"):
+        made(recipe, tmp_path / "run", classes_alone, batch=8, **more)
 
 
 def test_a_plan_finds_samples_of_some_spread_where_the_teachers_are_not_drawn_yet(tmp_path, teacher):

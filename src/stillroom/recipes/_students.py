@@ -146,8 +146,8 @@ class Distillation(Recipe):
         require_origin(began, self.flow, settings.origin)
         if hasattr(self, "generator"):
             require_sight(self.origin, f"teacher {settings.origin or settings.teacher}")
-        self.require_labels()
         self.null = self.flow.classes or 0          # the label that stands for none, of a network that has one
+        self.require_labels()
         self.has_null = getattr(self.origin.net, "null", self.null) is not None
         if settings.checkpointing:
             if getattr(settings, "fake_lora", 0):
@@ -160,9 +160,20 @@ class Distillation(Recipe):
     def require_labels(self) -> None:
         if self.settings.guidance != 1 and self.flow.classes is None:
             raise Refusal(f"teacher {self.settings.teacher}: it was trained without labels; use guidance 1")
+        if self.settings.guidance != 1:
+            self.require_null(self.flow.denoiser, self.settings.teacher)
+
+    def require_null(self, denoiser: Denoises, place: str) -> None:
+        """For guidance, and for scores that are asked without the label; later, the teacher's samples would be drawn
+        before it is known."""
+        if getattr(getattr(denoiser, "net", None), "null", self.null) is None:
+            raise Refusal(f"teacher {place}: each of its {self.null} embeddings is of a class, and none stands for no "
+                          "label; leave out guidance, and what asks without labels")
 
     def require_two_answers(self):
         """For guidance of a network that starts from the teacher's, or of the teacher in its two parts."""
+        self.require_null(self.flow.denoiser, self.settings.teacher)
+        self.require_null(self.origin, self.settings.origin or self.settings.teacher)
         if getattr(self.flow.denoiser, "takes_strength", False):
             raise Refusal(f"teacher {self.settings.teacher}: it is told the strength of guidance, and was taught no "
                           "answer without a label to be guided away from; give the flow that it was distilled from")

@@ -66,6 +66,8 @@ class SiD(dmd.DMD):
             raise Refusal(f"teacher {settings.teacher}: it was trained without labels; use cfg plain and guidance 1")
         if (settings.fake_guidance, settings.fake_own_guidance) != (1, 1):
             self.require_two_answers()
+        if settings.cfg == "zero":
+            self.require_null(self.origin, settings.origin or settings.teacher)
         self.guided_fake = guided(self.fake, settings.fake_guidance)
         self.taught_fake = guided(self.fake, settings.fake_own_guidance)
 
