@@ -692,6 +692,7 @@ def test_a_resumed_run_ends_the_same(tmp_path, teacher, recipe):
     (GuidanceLora, {"guidance": 1.0}, "give a guidance above 1"), (GuidanceLora, {"guidance": 0.0}, "above 1"),
     (GuidanceLora, {"guidance": 4.0, "strongest": 2.0}, "below the guidance 4"),
     (TwinFlow, {"batch": 3}, "every fourth sample"),
+    (TwinFlow, {"guidance": 0.0}, "comes to rest above 0.5"), (TwinFlow, {"guidance": 0.5}, "give 1 or more"),
     (TwinFlow, {"twin": 0.0, "wait": 5}, "wait: without a twin nothing waits"),
     (TwinFlow, {"drop": 0.2}, "drop: guidance 1 asks for no answers without labels"),
     (HyperSD, {"reward_weight": 1.0}, "reward_weight: there is no reward; give --reward FILE.py:FUNCTION"),

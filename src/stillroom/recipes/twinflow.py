@@ -44,6 +44,8 @@ from stillroom.settings import Decay, Natural, NotNegative, Refusal, Share, refu
 SERVED = (1, 2, 4)
 """Steps of the product."""
 WAIT = 150
+LEAST = 0.5
+"""Of guidance w: each look at the average multiplies what it said before by 1 - 1/w, which is -1 here."""
 STEP, NEAREST = 0.01, 0.05
 """d of the base; how far "near" reaches, as a share of t. Both as released."""
 
@@ -76,6 +78,9 @@ class TwinFlow(Distillation):
             refuse_given(settings, ("wait",), "without a twin nothing waits; leave it out, or give --twin above 0")
         if settings.guidance == 1:
             refuse_given(settings, ("drop",), "guidance 1 asks for no answers without labels; leave it out")
+        if settings.guidance <= LEAST:
+            raise Refusal(f"guidance {settings.guidance:g}: velocities are guided by what the network has learned so "
+                          f"far, which comes to rest above {LEAST:g} alone; give 1 or more")
         if settings.twin and self.wait >= settings.steps:
             raise Refusal(f"wait {self.wait}: leaves none of {settings.steps} steps in which the twin pushes; give "
                           "fewer, or --twin 0")
