@@ -37,6 +37,7 @@ from stillroom.nets import DiT
 from stillroom.nets.coding import Decoder, Encoder
 from stillroom.paths import Linear
 from stillroom.recipes import find
+from stillroom.recipes._students import Distillation
 from stillroom.recipes.endpoint import Endpoint
 from stillroom.recipes.flow import FlowMatching
 from stillroom.report import compare_runs as report
@@ -594,6 +595,38 @@ def test_a_teacher_that_moved_is_known_by_its_weights(home, tmp_path):
     compared(moved, "--teacher", tmp_path / "here", "--teacher-steps 2 --n 40 --reference 60 --quiet", "--out",
              tmp_path / "out")
     assert found_in(tmp_path / "out")["entries"][0]["runs"][0]["paired"]
+
+
+def test_a_teacher_of_other_people_is_known_by_its_weights_too(tmp_path, monkeypatch):
+    """Wherever it has moved; and where another has come to its place."""
+    diffusers = pytest.importorskip("diffusers")
+    monkeypatch.setattr(Distillation, "check", lambda *_: None)     # random weights earn no place as teachers
+    monkeypatch.setattr(Distillation, "shown", lambda *_: {})
+    net = diffusers.UNet2DModel(sample_size=4, in_channels=1, out_channels=1, block_out_channels=(4,),
+                                layers_per_block=1, norm_num_groups=2, down_block_types=("DownBlock2D",),
+                                up_block_types=("UpBlock2D",), add_attention=False)
+
+    def saved(name: str) -> Path:
+        net.save_pretrained(tmp_path / name / "unet")
+        diffusers.DDPMScheduler(num_train_timesteps=4).save_pretrained(tmp_path / name / "scheduler")
+        return tmp_path / name
+
+    def distilled(name: str) -> Path:
+        printed("distill dmd --steps 1 --batch 4 --precision float32 --device cpu --quiet --teacher",
+                tmp_path / "teacher", "--out", tmp_path / name)
+        return tmp_path / name
+
+    few, out = "--teacher-steps 1 --n 20 --reference 20 --quiet --out", tmp_path / "out"
+    saved("teacher")
+    run = distilled("run")
+    shutil.copytree(tmp_path / "teacher", tmp_path / "moved")
+    with torch.no_grad():
+        net.conv_out.weight += 1
+    saved("teacher")
+    assert "other was distilled from another teacher than" in refused(run, distilled("other"), few, out)
+    assert "lies another model than the teacher" in refused(run, few, out)
+    compared(run, "--teacher", tmp_path / "moved", few, out)
+    assert found_in(out)["entries"][0]["runs"][0]["paired"]
 
 
 def test_refusals(home, tmp_path):

@@ -129,8 +129,8 @@ def opened_run(place: str, asked: Evaluation) -> Run:
 
 
 def identity(spec: str) -> str:
-    """Two places of one teacher have one."""
-    return product_hash(spec) if is_ours(Path(spec)) else spec
+    """Two places of one teacher have one: that of its weights; its name, where none lie there."""
+    return weights_digest(spec) or spec
 
 
 def made(spec: str) -> list[str | None]:
@@ -176,4 +176,7 @@ def of_noise(runs: Sequence[Run]) -> Sequence[Run]:
 
 
 def teacher_hash(run: Run) -> str:
-    return run.card.get("teacher_hash") or identity(run.teacher)
+    """Of the weights that taught it: as its card says of ours, as the run recorded of other people's; else of what lies
+    there now."""
+    recorded = run.record.get("weights", {}).get("teacher")
+    return run.card.get("teacher_hash") or recorded or identity(run.teacher)
