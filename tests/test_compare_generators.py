@@ -612,7 +612,7 @@ def test_a_teacher_of_other_people_is_known_by_its_weights_too(tmp_path, monkeyp
         return tmp_path / name
 
     def distilled(name: str) -> Path:
-        printed("distill dmd --steps 1 --batch 4 --precision float32 --device cpu --quiet --teacher",
+        printed("distill dmd --steps 1 --batch 4 --teacher-samples 8 --precision float32 --device cpu --quiet --teacher",
                 tmp_path / "teacher", "--out", tmp_path / name)
         return tmp_path / name
 

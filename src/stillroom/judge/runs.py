@@ -8,6 +8,7 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,11 @@ class Teacher:
     def __init__(self, spec: str, flow: Flow, asked: Evaluation, encoding: Any, limit: int):
         self.spec, self.flow, self.asked, self.encoding, self.limit = spec, flow, asked, encoding, limit
         self.seen: dict[float, Tensor] = {}
+
+    @cached_property
+    def made(self) -> list[str | None]:
+        """Once: the weights of a large model take long to read."""
+        return made(self.spec)
 
     @property
     def mixture(self) -> Mixture | None:
@@ -282,7 +288,7 @@ def depends(table: Table, **more: Any) -> dict[str, Any]:
     """What a kept measurement is of."""
     s, teacher = table.settings, table.teacher
     net = prompted(teacher.flow) if teacher else None
-    of = teacher and [*made(teacher.spec), *([net.prompts.sha256] if net else [])]
+    of = teacher and [*teacher.made, *([net.prompts.sha256] if net else [])]
     return {"reference": table.digest, "spaces": [space.name for space in table.spaces], "n": s.n, "seed": s.seed,
             "codec": table.codec, "teacher": of, **more}
 

@@ -67,6 +67,12 @@ class DecoupledDMD(dmd.DMD):
         self.below = [self.law_between(0.0, t, settings.times, settings.law) for t in self.plan[:-1]]
         self.k, self.usual = 0, (torch.zeros(()), torch.ones(()))       # of the step at hand
 
+    def require_labels(self):
+        if self.flow.classes is None:
+            raise Refusal(f"teacher {self.settings.teacher}: it was trained without labels, so that no guidance can move "
+                          "a student; match without it: stillroom distill dmd")
+        super().require_labels()
+
     # ---- what there is, by shield ----
 
     def begun_fake(self):
