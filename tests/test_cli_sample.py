@@ -64,6 +64,9 @@ def home(tmp_path_factory):
     save_product(Product("generator", {"generator": generator(1)}), home / "plain")
     save_product(Product("generator", {"generator": generator(4)}, encoding_card(Store)), home / "latents")
     save_product(Product("generator", {"generator": generator(4)}), home / "unsaid")
+    told = OneStep(shaken(DiT(1, 8, 4, 32, 1, 1, classes=3, guided=True), 0), Linear(), "v", (1, 8, 8),
+                   takes_strength=True)
+    save_product(Product("generator", {"generator": told}, {"strongest": 3.0}), home / "told")
     flow = Flow(Denoiser(shaken(DiT(1, 8, 4, 32, 1, 1, classes=3), 0), Linear(), "v"), (1, 8, 8), "euler", 4)
     save_product(Product("flow", {"flow": flow}), home / "flow")
     points = torch.arange(10.0)[:, None].expand(10, 2)
@@ -255,6 +258,8 @@ def whole(home):
     ("weak", "--weak early --guidance 2", "--weak early: this run kept no earlier average; name another run"),
     ("plain", "--guidance 2", "guidance needs labels, or a weaker generator"),
     ("flow", "--guidance 2 --interval 0.5 0.5", "interval 0.5 to 0.5"),
+    ("told", "--guidance 3.5", "--guidance 3.5: "),
+    ("told", "--guidance 0.5", "is told the strength, and has learned those from 1 to 3; give one of them"),
     ("grey", "--device nosuch", "device 'nosuch'"),
     ("codec", "", "a product of kind 'codec' is not drawn from"),
     ("latents", "--out folder", "(4, 8, 8) are no pictures; write them to FILE.npz, or give the --codec that decodes"),
@@ -280,6 +285,14 @@ def test_draws_that_cannot_be(home, tmp_path, product, words, line):
 def test_a_codec_of_other_latents_is_refused(home, tmp_path, product, other, line):
     assert line in refused("sample", home / product, "--n 2 --out x.npz --codec", home / other)
     assert files(tmp_path) == []
+
+
+def test_a_network_that_is_told_the_strength_is_told_what_it_has_learned(home):
+    one, three, away = (drawn(home / "told", name, f"--n 4 {words}")["x"] for name, words in (
+        ("a", ""), ("b", "--guidance 3"), ("c", f"--guidance 3.5 --weak {home / 'weak'}")))
+    assert not np.allclose(one, three) and not np.allclose(one, away)
+    said = refused("inspect", home / "told", "--n 40 --guidance 3.5")
+    assert "has learned those from 1 to 3" in said
 
 
 def test_a_weaker_model_of_other_latents_is_refused(home):

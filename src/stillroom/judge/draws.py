@@ -90,6 +90,8 @@ def open_draws(place: Path, settings: Drawing) -> Draws:
                           f"it has no {', '.join(lacks)}; take or extend stillroom.flows.Generator")
         how, weak = how_of(product.kind, model, settings), weak_of(product, settings)
         card |= {"guidance": settings.guidance, **how} | (weak[1] if weak else {})
+        if weak is None:
+            require_learned(place, product, settings.guidance)
         if weak:
             how["weak"] = weak[0].to(device)
         model = model.to(device)
@@ -103,6 +105,17 @@ def open_draws(place: Path, settings: Drawing) -> Draws:
     else:
         raise Refusal(f"a product of kind {product.kind!r} is not drawn from")
     return decoded(draws, settings, device) if settings.codec else draws
+
+
+def require_learned(place: Path | str, product, guidance: float) -> None:
+    """A strength that the network is told is one of those that it was taught."""
+    from stillroom.train.card import takes_strength
+
+    strongest = product.card.get("strongest")
+    if strongest is None or not takes_strength(product.parts[product.kind]) or 1 <= guidance <= strongest:
+        return
+    raise Refusal(f"--guidance {guidance:g}: {place} is told the strength, and has learned those from 1 to "
+                  f"{strongest:g}; give one of them")
 
 
 def built(place: Path | str) -> str:

@@ -1,6 +1,6 @@
 """What `stillroom inspect` does: the samples of a space, their geometry, and how a flow bends in it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import zip_longest
 from pathlib import Path
@@ -17,6 +17,7 @@ from stillroom.flows import Flow
 from stillroom.flows.flow import noise_of
 from stillroom.flows.samplers import latest
 from stillroom.judge.asked import Inspection
+from stillroom.judge.draws import require_learned
 from stillroom.judge.measures import plain
 from stillroom.judge.places import codec_at, know_recipe, require_there
 from stillroom.judge.sides import replaced
@@ -147,7 +148,10 @@ def encoded(place: str, settings: Inspection, device: torch.device) -> Subject:
 
 def drawn(place: str, kind: str, settings: Inspection, device: torch.device) -> Subject:
     s = settings
-    card = load_product(place).card if is_ours(Path(place)) else {}
+    card: Mapping[str, Any] = {}
+    if is_ours(Path(place)):
+        card = (product := load_product(place)).card
+        require_learned(place, product, s.guidance)
     model: Any = open_teacher(place) if kind == "flow" else load_product(place).parts["generator"]
     model = model.to(device)
     x = model.sample(s.n, s.seed, guidance=s.guidance, batch=s.batch, steps=s.steps)
