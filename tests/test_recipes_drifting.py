@@ -284,6 +284,24 @@ def test_positives_of_the_teacher_are_its_samples(tmp_path):
         assert float(torch.cdist(positives, far.x).amin()) > 10
 
 
+def test_a_teacher_is_held_against_the_data_and_not_its_own_samples(tmp_path):
+    taught = FlowMatching.Settings(**{**PLAIN, "out": tmp_path / "flow", "steps": 300, "batch": 256,
+                                      "model": Optimizer(lr=1e-2), "average": 0.9})
+    flow = start(FlowMatching, taught, "flow", {"data": points()}, Silent())
+    other = Tensors(3 * points().x.flip(0), points().y, ["a", "b"], "other")
+    mine = {"teacher": str(flow), "positives": "teacher", "teacher_samples": 600, "batch": 64, "support": 16}
+    plain = {k: v for k, v in PLAIN.items() if k not in ("width", "depth")}
+    for data in (points(), other):
+        settings = Drifting.Settings(**plain, **mine)
+        recipe = Drifting(settings, **Drifting.prepare(settings, {"data": data}, lambda text: None))
+        x, y = recipe.data.x[:64], recipe.data.y[:64]
+        if data is other:
+            with pytest.raises(Refusal, match="fails the teacher gate"):
+                recipe.check({"data": (x, y)})
+        else:
+            recipe.check({"data": (x, y)})
+
+
 def test_groups_without_a_class_are_asked_as_any_and_meet_any_and_are_not_guided():
     data = Tensors(points().x + 20 * points().y[:, None], points().y, ["a", "b"], "apart")
     recipe = made(data, drop=0.5, strongest=3.0, plain=0.0, support=32)

@@ -30,7 +30,7 @@ import torch
 from torch import Tensor, nn
 
 from stillroom import match
-from stillroom.data import Tensors, at_most, encoding_card, sample
+from stillroom.data import Source, Stream, Tensors, at_most, encoding_card, sample
 from stillroom.flows import Denoiser, Flow, OneStep, require, student_of
 from stillroom.match.taps import TAPS, Vectors, of_map, problems
 from stillroom.measure import participation_ratio
@@ -139,6 +139,14 @@ class Compared(NamedTuple):
     drift: match.Drift
 
 
+class Taught(Tensors):
+    """Samples of a teacher, in the place of the data that it was taught on."""
+
+    def __init__(self, x: Tensor, y: Tensor | None, real: Source | Stream, name: str):
+        super().__init__(x, y, real.classes, name)
+        self.real, self.encoding = real, getattr(real, "encoding", None)
+
+
 class Drifting(Recipe):
     Settings = Settings
     inputs = ("data",)
@@ -172,9 +180,7 @@ class Drifting(Recipe):
         flow = open_teacher_of(settings.teacher, data).to(pick_device(settings.device))
         note(f"drawing {n} samples of teacher {settings.teacher}")
         x = flow.sample(n, seed_of(settings.seed, "positives"))
-        mine = Tensors(x, flow.labels(0, n), data.classes, settings.teacher)
-        mine.encoding = getattr(data, "encoding", None)
-        return {"data": mine}
+        return {"data": Taught(x, flow.labels(0, n), data, settings.teacher)}
 
     # ---- what there is at the start ----
 
@@ -228,6 +234,9 @@ class Drifting(Recipe):
     def check(self, batch):
         if self.teacher is not None:
             x, y = batch["data"]
+            if isinstance(self.data, Taught):           # its own samples say nothing against it
+                real = sample(self.data.real, at_most(self.data.real, len(x)), self.settings.seed)
+                x, y = real.x.to(x), None if real.y is None else real.y.to(y)
             require(self.teacher.denoiser, x, y, f"teacher {self.settings.teacher}")
 
     # ---- a step ----
