@@ -158,6 +158,11 @@ def test_what_a_kernel_sees():
     chosen = temperature_for(256, 64, 32)
     assert predicted_share(256, chosen) == pytest.approx(0.5, rel=1e-12)
     assert temperature_at(found._replace(temperatures=(1.0, 4.0), measured=(0.2, 0.6)), 0.4) == pytest.approx(2)
+    tight = normal(120, 8) * torch.where(torch.arange(120) < 22, 0.02, 1.0)[:, None]      # the largest of six classes
+    labels = torch.cat([torch.zeros(22), 1 + torch.arange(98) % 5]).long()
+    alone = seen(Cloud(tight[22:], labels[22:]), "within class", 8, 64, (0.1,))
+    with_it = seen(Cloud(tight, labels), "within class", 8, 64, (0.1,))
+    assert alone.particles == with_it.particles == 19 and abs(alone.measured[0] - with_it.measured[0]) < 0.2
     few = seen(Cloud(normal(60, 8), torch.arange(60) % 10), "within class", 8, 64, (0.1,))
     assert few.particles == 5                                           # a class has six samples
 

@@ -347,9 +347,10 @@ class Seen(NamedTuple):
 def seen(cloud: Cloud, scope: Scope, participation: float, particles: int, temperatures: Sequence[float],
          queries: int = 256, seed: int = 0) -> Seen:
     """Each query weighs N others, of its class or of all, by a softmax of -distance / R, distances in units of their
-    mean. N is less where no class is larger."""
+    mean. N is less where classes are small: as many as half of the samples have, or more, so that it is no matter of
+    the largest class alone."""
     allowed = paired(cloud, scope)
-    n = min(particles, int(allowed.sum(1).max()))
+    n = min(particles, int(allowed.sum(1).median()))
     if n < 2:
         raise Refusal("too few samples for a kernel to weigh")
     mean = cloud.distances[allowed].mean()
