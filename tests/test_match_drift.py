@@ -306,6 +306,18 @@ def test_weights_of_two_are_as_good_as_twins():
     assert off(field(x, y, weights=two, **separate), field(x, twins, **separate)) < 1e-12
 
 
+@pytest.mark.parametrize("coupling", ["joint", "separate"])
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_where_a_side_weighs_nothing_no_sample_moves(kernel, coupling):
+    x, y, z = sets(2, 5, 6, 3, 4)
+    one = torch.ones(2, 6, dtype=F64)
+    one[0] = 0                                                          # of the first problem, all positives
+    found = drift(x, y, z, weights=Weights(positives=one), kernel=kernel, coupling=coupling)
+    assert bool((found.vector[0] == 0).all()) and float(found.vector[1].abs().amin()) > 0
+    none = Weights(x=torch.zeros(2, 5, dtype=F64), negatives=torch.zeros(2, 3, dtype=F64))
+    assert bool((drift(x, y, z, weights=none, kernel=kernel, coupling=coupling).vector == 0).all())
+
+
 def test_unnormalised_forces_add_up():
     x, y, z = sets(2, 8, 6, 5, 4)
     both = drift(x, y, z, temperatures=(0.1, 0.5), normalise=False)

@@ -122,9 +122,10 @@ def coefficients(part: Problems, slope: Tensor, form: Form, step: int,
             yield a, repulsion * attraction
         else:
             tiny = torch.finfo(a.dtype).tiny
-            positive.div_(attraction.clamp_(min=tiny))
-            negative.div_(-repulsion.clamp_(min=tiny))
-            yield a, torch.ones_like(repulsion)
+            silent = (attraction == 0) | (repulsion == 0)       # one side alone would drag, wherever the origin is
+            positive.div_(attraction.clamp_(min=tiny).masked_fill_(silent, torch.inf))
+            negative.div_(-repulsion.clamp_(min=tiny).masked_fill_(silent, torch.inf))
+            yield a, (~silent).to(a.dtype)
 
 
 def affinities(distance: Tensor, slope: Tensor, form: Form, step: int, again: Tensor | None) -> Iterator[Tensor]:
