@@ -28,7 +28,7 @@ from stillroom.flows import Denoiser, Flow, Mixture, OneStep
 from stillroom.judge import contenders
 from stillroom.judge import runs as compared_runs
 from stillroom.judge.asked import Evaluation
-from stillroom.judge.sides import open_real
+from stillroom.judge.sides import Side, open_real
 from stillroom.measure.distances import paired_error
 from stillroom.measure.diversity import contrast, relative_spread, saturated, spread_within
 from stillroom.measure.images import as_8bit
@@ -43,7 +43,7 @@ from stillroom.recipes.flow import FlowMatching
 from stillroom.report import compare_runs as report
 from stillroom.report import compare_runs_plots as plots
 from stillroom.report.words import number
-from stillroom.settings import Optimizer, seed_of
+from stillroom.settings import Optimizer, Refusal, seed_of
 from stillroom.train import Product, Silent, start
 from stillroom.train.product import save_product
 from test_report import Read, browser, opened
@@ -683,6 +683,21 @@ def test_runs_of_other_latents_or_other_data_are_refused(home, tmp_path):
         (tmp_path / name / "run.json").write_text(json.dumps({"inputs": {"data": data}}))
     told = refused(tmp_path / "p", tmp_path / "q", N, "--data digits --out", out)
     assert told.endswith(f"other data than {tmp_path / 'p'}: count 40, and not 80")
+
+
+def test_samples_of_the_teacher_are_no_other_data(tmp_path):
+    """`distill drifting --positives teacher` stands beside a run on data."""
+    def run(name, data, teacher="runs/teacher"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "run.json").write_text(json.dumps({"inputs": {"data": {"name": data, "count": 80}}}))
+        side = Side(name, 8, (1, 8, 8), lambda law: iter(()))
+        return contenders.Run(str(tmp_path / name), {"teacher": teacher}, side)
+
+    real, drawn = run("real", "digits:train"), run("drawn", "runs/teacher")
+    assert real.data and not drawn.data
+    contenders.require_alike([contenders.Entry("real", [real]), contenders.Entry("drawn", [drawn])])
+    with pytest.raises(Refusal, match="other data than"):
+        contenders.require_alike([contenders.Entry("real", [real]), contenders.Entry("o", [run("o", "leaves:train")])])
 
 
 def test_runs_that_saw_other_squares_of_the_same_pictures_are_refused(home, tmp_path):

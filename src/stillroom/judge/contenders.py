@@ -87,8 +87,11 @@ class Run:
 
     @property
     def data(self) -> dict[str, Any]:
-        """What it recorded of the data that it learned from: which, how many, and how pictures became squares."""
+        """What it recorded of the data that it learned from: which, how many, and how pictures became squares. Samples
+        of its teacher are none, and that teacher is compared by itself."""
         if self.folder is None or not (told := self.record.get("inputs", {}).get("data")):
+            return {}
+        if told["name"] == self.teacher:
             return {}
         settings = self.folder / "settings.toml"
         how = read_toml(settings) if settings.is_file() else {}
