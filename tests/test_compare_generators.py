@@ -612,8 +612,8 @@ def test_a_teacher_of_other_people_is_known_by_its_weights_too(tmp_path, monkeyp
         return tmp_path / name
 
     def distilled(name: str) -> Path:
-        printed("distill dmd --steps 1 --batch 4 --teacher-samples 8 --precision float32 --device cpu --quiet --teacher",
-                tmp_path / "teacher", "--out", tmp_path / name)
+        printed("distill dmd --steps 1 --batch 4 --teacher-samples 8 --precision float32 --device cpu --quiet",
+                "--teacher", tmp_path / "teacher", "--out", tmp_path / name)
         return tmp_path / name
 
     few, out = "--teacher-steps 1 --n 20 --reference 20 --quiet --out", tmp_path / "out"

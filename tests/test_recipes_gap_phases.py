@@ -388,5 +388,5 @@ def test_what_cannot_be_is_refused_in_a_line(tmp_path, teacher, recipe, more, sa
 def test_guidance_of_an_unconditional_teacher_is_refused(tmp_path, data):
     flow = FlowMatching.Settings(out=tmp_path / "flow", steps=2, batch=16, **POINTS, **PLAIN)
     start(FlowMatching, flow, "flow", {"data": Tensors(data.x, name="alone")}, Silent())
-    with pytest.raises(Refusal, match="trained without labels.*match without it: stillroom distill dmd"):
+    with pytest.raises(Refusal, match=r"trained without labels.*match without it: stillroom distill dmd"):
         run(DecoupledDMD, tmp_path / "run", str(tmp_path / "flow"), steps=2)

@@ -12,6 +12,7 @@ from stillroom.nets import MLP, Lora
 from stillroom.paths import Linear
 from stillroom.recipes.consistency import Consistency
 from stillroom.recipes.dmd import DMD
+from stillroom.recipes.drifting import Drifting
 from stillroom.recipes.flow import FlowMatching
 from stillroom.recipes.msd import MSD
 from stillroom.settings import Optimizer
@@ -99,6 +100,20 @@ def test_samples_that_stand_for_data_are_counted_too(tmp_path, teacher):
     steps = stillroom.load(teacher).steps
     found = evaluations(Consistency, tmp_path, teacher=teacher, steps=6, teacher_samples=50)
     assert found == {"student": 2 * 6 * 20, "teacher": 50 * (2 * steps - 1) + 6 * 20}
+
+
+def test_positives_of_the_teacher_are_counted_and_once(tmp_path, teacher):
+    data = {"data": Tensors(*Mixture.ring(4, std=0.1).draw(80, torch.Generator().manual_seed(0)), list("abcd"), "ring")}
+    settings = Drifting.Settings(out=tmp_path / "run", teacher=teacher, data="given", size=1, positives="teacher",
+                                 teacher_samples=40, groups=4, support=4, bank=8, steps=4, batch=20, checkpoint_every=2,
+                                 **PLAIN)
+    place = start(Drifting, settings, "drifting", data, Silent())
+    steps = stillroom.load(teacher).steps
+    assert (whole := read_json(place / "run.json")["evaluations"]) == {"student": 80, "teacher": 40 * (2 * steps - 1)}
+    (place / "checkpoints" / "step-00000004").rename(place / "gone")
+    (place / "product").rename(place / "old")
+    stillroom.train.resume(place, lambda _: Drifting, data, Silent())
+    assert read_json(place / "run.json")["evaluations"] == whole
 
 
 def test_every_student_has_a_line_of_its_own(tmp_path, teacher):

@@ -69,8 +69,8 @@ class DecoupledDMD(dmd.DMD):
 
     def require_labels(self):
         if self.flow.classes is None:
-            raise Refusal(f"teacher {self.settings.teacher}: it was trained without labels, so that no guidance can move "
-                          "a student; match without it: stillroom distill dmd")
+            raise Refusal(f"teacher {self.settings.teacher}: it was trained without labels, so that no guidance can "
+                          "move a student; match without it: stillroom distill dmd")
         super().require_labels()
 
     # ---- what there is, by shield ----

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 from stillroom import match
 from stillroom.data import Source, Stream, Tensors, at_most, encoding_card, sample
-from stillroom.flows import Denoiser, Flow, OneStep, require, student_of
+from stillroom.flows import Denoiser, Flow, OneStep, Tally, require, student_of
 from stillroom.match.taps import TAPS, Vectors, of_map, problems
 from stillroom.measure import participation_ratio
 from stillroom.nets.bank import Bank
@@ -142,9 +142,9 @@ class Compared(NamedTuple):
 class Taught(Tensors):
     """Samples of a teacher, in the place of the data that it was taught on."""
 
-    def __init__(self, x: Tensor, y: Tensor | None, real: Source | Stream, name: str):
+    def __init__(self, x: Tensor, y: Tensor | None, real: Source | Stream, name: str, evaluations: int):
         super().__init__(x, y, real.classes, name)
-        self.real, self.encoding = real, getattr(real, "encoding", None)
+        self.real, self.encoding, self.evaluations = real, getattr(real, "encoding", None), evaluations
 
 
 class Drifting(Recipe):
@@ -179,8 +179,14 @@ class Drifting(Recipe):
         data, n = sources["data"], settings.teacher_samples
         flow = open_teacher_of(settings.teacher, data).to(pick_device(settings.device))
         note(f"drawing {n} samples of teacher {settings.teacher}")
-        x = flow.sample(n, seed_of(settings.seed, "positives"))
-        return {"data": Taught(x, flow.labels(0, n), data, settings.teacher)}
+        tally = Tally()
+        tally.watch("teacher", flow)
+        with tally.counting():
+            x = flow.sample(n, seed_of(settings.seed, "positives"))
+        return {"data": Taught(x, flow.labels(0, n), data, settings.teacher, tally.counts["teacher"])}
+
+    def spent(self):
+        return {"teacher": self.data.evaluations} if isinstance(self.data, Taught) else {}
 
     # ---- what there is at the start ----
 

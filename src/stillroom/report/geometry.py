@@ -69,8 +69,9 @@ def sections(found: Found) -> list[Section]:
                "Density of pairwise distances over their mean. A narrow peak is a kernel that can tell little apart. "
                "Dashed: pairs of one class."),
         Panels("What a kernel sees", {"": [*key(who), *(plots.seen(found, over) for over in overs)]},
-               f"Share of {found['settings']['particles']} samples that count, over the temperature in mean distances; "
-               "dotted, as the participation ratio predicts. Dashed: samples of one class."),
+               f"Share of {found['settings']['particles']} samples that count (dashed: of one class, and of fewer "
+               "samples where classes are small), over the temperature in mean distances; dotted, as the participation "
+               "ratio predicts."),
         *bends(found, who),
         *(Table(heading, heads, body, f"{told} {NOTE}") for heading, told, heads, body in tables(found)),
         Table("Trajectories", ["statistic", *who], trajectory_rows(found),

@@ -7,6 +7,7 @@ after(batch_k).
 
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import cached_property
@@ -73,6 +74,7 @@ def tally_of(recipe: Recipe, roles: Mapping[str, Role]) -> Tally:
     for part in vars(recipe).values():
         if isinstance(part, nn.Module):
             tally.watch("teacher", part)
+    tally.counts.update(recipe.spent())
     return tally
 
 
@@ -357,7 +359,7 @@ class Trainer:
             raise Refusal(f"{self.folder.path}: weights that this run keeps frozen are not those it began with")
         self.step, self.seconds, self.window = state["step"], state["seconds"], state["window"]
         self.reach = Reach.of(state["reach"])
-        self.tally.counts.update(state["evaluations"])
+        self.tally.counts = Counter(state["evaluations"])
         for name, learner in self.learners.items():
             learner.total = self.schedule.updates(name, max(0, self.step - 1))
         return state["cursors"]

@@ -138,6 +138,10 @@ class Recipe:
         it first; the others find its work done."""
         return sources
 
+    def spent(self) -> Mapping[str, int]:
+        """Evaluations that `prepare` took, by whose they were; those of steps are counted as they are made."""
+        return {}
+
     def roles(self) -> Mapping[str, Role]:
         return {}
 
