@@ -17,8 +17,10 @@ from stillroom.match import drift, drift_loss
 from stillroom.match.drift.field import LEAST_SQUARE, RELEASED
 from stillroom.match.drift.problems import TILE, posed
 
-SHAPES = {(256, 256, 64): 16, (256, 256, 1024): 4, (64, 64, 768): 32, (1024, 1024, 256): 1}
-"""N, P, C: how many calls make a sample of a few tens of milliseconds."""
+SHAPES = {(1, 256, 256, 64): 16, (1, 256, 256, 1024): 4, (1, 64, 64, 768): 32, (4, 64, 64, 768): 8,
+          (1, 1024, 1024, 256): 1}
+"""Problems, N, P, C: how many calls make a sample of a few tens of milliseconds. One small problem takes little more
+than its operations to start; recipes pose as many at once as they have groups."""
 LIMIT, LIMIT_MB = 0.6, 400
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -52,27 +54,27 @@ def wait() -> None:
 
 
 def multiplications(x: Tensor, y: Tensor) -> tuple[int, str]:
-    (n, c), m, k = x.shape[1:], x.shape[1] + y.shape[1], len(RELEASED)
+    (b, n, c), m, k = x.shape, x.shape[1] + y.shape[1], len(RELEASED)
     if posed(x.detach(), y, None, None, k, LEAST_SQUARE).gram is None:
-        return (1 + k) * n * m * c, "direct"
+        return b * (1 + k) * n * m * c, "direct"
     triangle = m * (m + min(m, TILE)) // 2
-    return triangle * (c + k * n) + n * m * c, "Gram"
+    return b * (triangle * (c + k * n) + n * m * c), "Gram"
 
 
 def speed(quick: bool, threads: int, below: float | None) -> tuple[list[dict], list[str]]:
     torch.set_num_threads(threads)
     rows, notes, on = [], [], "GPU" if DEVICE.type == "cuda" else f"{threads} threads" if threads > 1 else "1 thread"
-    for (n, p, c), times in SHAPES.items():
+    for (b, n, p, c), times in SHAPES.items():
         g = torch.Generator().manual_seed(0)
-        x, y = (torch.randn(1, size, c, generator=g).to(DEVICE) for size in (n, p))
+        x, y = (torch.randn(b, size, c, generator=g).to(DEVICE) for size in (n, p))
         x.requires_grad_()
-        d, t = torch.randn(n, n + p, device=DEVICE), torch.randn(n + p, c, device=DEVICE)
+        d, t = torch.randn(b, n, n + p, device=DEVICE), torch.randn(b, n + p, c, device=DEVICE)
         samples = interleave({"hand": learning(by_hand, x, y, times), "ours": learning(ours, x, y, times),
                               "product": multiplying(d, t, times)}, 3 if quick else 31, warmup=3)
         hand, mine, product = ([s / times for s in samples[name]] for name in ("hand", "ours", "product"))
         count, form = multiplications(x, y)
-        rate = n * (n + p) * c / statistics.median(product)
-        floor, shape = count / rate, f"N {n}, P {p}, C {c}, {on}"
+        rate = b * n * (n + p) * c / statistics.median(product)
+        floor, shape = count / rate, f"{f'{b} problems of ' * (b > 1)}N {n}, P {p}, C {c}, {on}"
         rows += [row(f"{shape}: by hand", hand), row(f"{shape}: match.drift", mine, ("by hand", hand), below=below)]
         notes.append(f"{shape}: {form} form, {count / 1e6:.0f}M multiplications at {rate / 1e9:.0f}G a second: floor "
                      f"{1e3 * floor:.2f} ms; ours takes {statistics.median(mine) / floor:.1f} times that, by hand "
