@@ -747,9 +747,9 @@ def test_no_name_in_a_figure_covers_another():
     """Neither of one column of dots, nor of two whose names reach into each other from both sides."""
     names = ["dmd, 4 steps", "decoupled-dmd, 4 steps", "sid, 4 steps", "boot", "sid, 1 step"]
     figure, axes = plots._wide()
-    places = [(7.0, 0.4, 0), (9.0, 0.4, 1), (9.0, 0.39, 2), (1.0, 0.9, 3), (1.0, 0.9, 4)]
-    axes.scatter([x for x, _, _ in places], [y for _, y, _ in places])
-    plots.named(axes, {"entries": [{"name": name} for name in names]}, places)
+    dots = [(7.0, 0.4), (9.0, 0.4), (9.0, 0.39), (1.0, 0.9), (1.0, 0.9)]
+    axes.scatter(*zip(*dots, strict=True))
+    plots.named(axes, [plots.Place(*dot, name, "red") for dot, name in zip(dots, names, strict=True)])
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     boxes = [Text.get_window_extent(text, canvas.get_renderer()) for text in axes.texts]
@@ -757,11 +757,26 @@ def test_no_name_in_a_figure_covers_another():
     assert not any(a.overlaps(b) for a, b in combinations(boxes, 2))
 
 
+def test_the_teachers_names_are_apart_too_and_below_their_lines():
+    figure, axes = plots._wide()
+    dots = [(70.0, 0.4), (70.0, 0.39), (35.0, 0.4), (1.0, 1.0), (1.0, 0.1)]
+    axes.scatter(*zip(*dots, strict=True))
+    words = ["teacher", "teacher, guidance 2", "guidance-lora", "boot", "sid"]
+    plots.named(axes, [plots.Place(*dot, name, "red", name.startswith("teacher")) for dot, name in
+                       zip(dots, words, strict=True)])
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    boxes = [Text.get_window_extent(text, canvas.get_renderer()) for text in axes.texts]
+    assert not any(a.overlaps(b) for a, b in combinations(boxes, 2))
+    of = {text.get_text(): box for text, box in zip(axes.texts, boxes, strict=True)}
+    assert all(of[name].y1 < axes.transData.transform((70.0, 0.4))[1] for name in words[:2])
+
+
 def test_names_stay_inside_the_axes_while_there_is_room():
     figure, axes = plots._wide()
-    places = [(1.0, 0.1 + 0.001 * i, i) for i in range(6)] + [(2.0, 1.0 - 0.001 * i, i) for i in range(6, 12)]
-    axes.scatter([x for x, _, _ in places], [y for _, y, _ in places])
-    plots.named(axes, {"entries": [{"name": f"m{i}"} for i in range(12)]}, places)
+    dots = [(1.0, 0.1 + 0.001 * i) for i in range(6)] + [(2.0, 1.0 - 0.001 * i) for i in range(6, 12)]
+    axes.scatter(*zip(*dots, strict=True))
+    plots.named(axes, [plots.Place(*dot, f"m{i}", "red") for i, dot in enumerate(dots)])
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     frame = axes.get_window_extent(canvas.get_renderer())

@@ -27,19 +27,19 @@ def quality(found: Found) -> Figure | None:
         return None
     figure, axes = _wide()
     main = found["about"]["main"]
-    for order, guidance in enumerate(sorted({line["guidance"] for line in found["teacher"]})):
+    places = list[Place]()
+    for guidance in sorted({line["guidance"] for line in found["teacher"]}):
         lines = sorted((line for line in found["teacher"] if line["guidance"] == guidance),
                        key=lambda line: line["evaluations"])
         x, y = [line["evaluations"] for line in lines], [line["spaces"][main]["frechet"] for line in lines]
         axes.plot(x, y, color=MUTED, linewidth=1.2, marker="o", markersize=3.5)
-        axes.annotate("teacher" + ("" if guidance == 1 else f", guidance {guidance:g}"), (x[-1], y[-1]),
-                      xytext=(0, -13 if order % 2 else 7), textcoords="offset points", ha="right", size=SMALL,
-                      color=MUTED)
-    places = dots(axes, found, lambda run: run["evaluations"])
+        name = "teacher" + ("" if guidance == 1 else f", guidance {guidance:g}")
+        places.append(Place(x[-1], y[-1], name, MUTED, line=True))
+    places += dots(axes, found, lambda run: run["evaluations"])
     _floor(axes, found)
     heights(axes, found, found["teacher"])
     over_evaluations(axes, "evaluations of a network for a sample")
-    named(axes, found, places)
+    named(axes, places)
     return _titled(figure, f"Fréchet distance in {main}: lower is better")
 
 
@@ -55,13 +55,23 @@ def training(found: Found) -> Figure | None:
     _floor(axes, found)
     heights(axes, found, [])
     over_evaluations(axes, "evaluations of all networks in training")
-    named(axes, found, places)
+    named(axes, places)
     return _titled(figure, f"Fréchet distance in {found['about']['main']}: lower is better")
 
 
-def dots(axes: Axes, found: Found, cost: Callable[[Mapping[str, Any]], float | None]) -> list[tuple[float, float, int]]:
-    """A dot for each method, with a deviation where there are several runs. Where they are, and whose."""
-    main, places = found["about"]["main"], list[tuple[float, float, int]]()
+class Place(NamedTuple):
+    """Where a dot is, in the units of the axes, and whose."""
+
+    x: float
+    y: float
+    text: str
+    colour: str
+    line: bool = False      # one falls to it from the left
+
+
+def dots(axes: Axes, found: Found, cost: Callable[[Mapping[str, Any]], float | None]) -> list[Place]:
+    """A dot for each method, with a deviation where there are several runs."""
+    main, places = found["about"]["main"], list[Place]()
     for i, entry in enumerate(found["entries"]):
         spent = [c for run in entry["runs"] if (c := cost(run)) is not None]
         values = [run["spaces"][main]["frechet"] for run in entry["runs"]]
@@ -69,17 +79,23 @@ def dots(axes: Axes, found: Found, cost: Callable[[Mapping[str, Any]], float | N
             x, y = statistics.fmean(spent), statistics.fmean(values)
             axes.errorbar(x, y, yerr=statistics.stdev(values) if len(values) > 1 else None, color=colour(i), marker="o",
                           markersize=6, linewidth=1.1)
-            places.append((x, y, i))
+            places.append(Place(x, y, entry["name"], colour(i)))
     return places
 
 
 class Name(NamedTuple):
-    """Of a method, beside its dot at (x, y); all in shares of the axes."""
+    """Beside its dot at (x, y); all in shares of the axes."""
 
     text: str
     x: float
     y: float
     colour: str
+    line: bool
+
+    @property
+    def height(self) -> float:
+        """Of the dot, and on the left below a line."""
+        return self.y - LINE if self.line and self.side < 0 else self.y
 
     @property
     def side(self) -> float:
@@ -92,14 +108,14 @@ class Name(NamedTuple):
         return min(self.x, far), max(self.x, far)
 
 
-def named(axes: Axes, found: Found, places: Sequence[tuple[float, float, int]]) -> None:
+def named(axes: Axes, places: Sequence[Place]) -> None:
     """Names beside their dots, inside the axes, and apart in height where one would reach into another."""
     axes.autoscale_view()
     where = axes.transData + axes.transAxes.inverted()
     names = list[Name]()
-    for *place, i in places:
-        x, y = where.transform(place)
-        names.append(Name(found["entries"][i]["name"], x, y, colour(i)))
+    for place in places:
+        x, y = where.transform((place.x, place.y))
+        names.append(Name(place.text, x, y, place.colour, place.line))
     columns: list[list[Name]] = []
     for name in sorted(names, key=lambda name: name.ends):
         if columns and name.ends[0] < max(other.ends[1] for other in columns[-1]):
@@ -107,7 +123,7 @@ def named(axes: Axes, found: Found, places: Sequence[tuple[float, float, int]]) 
         else:
             columns.append([name])
     for column in columns:
-        for name, at in zip(column, kept_inside(apart([name.y for name in column], LINE), LINE), strict=True):
+        for name, at in zip(column, kept_inside(apart([name.height for name in column], LINE), LINE), strict=True):
             line = {"arrowstyle": "-", "color": name.colour, "linewidth": 0.6, "shrinkA": 0, "shrinkB": 3}
             axes.annotate(name.text, (name.x, name.y), (name.x + name.side * GAP, at), xycoords="axes fraction",
                           textcoords="axes fraction", va="center", ha="left" if name.side > 0 else "right",
@@ -130,9 +146,9 @@ def kept_inside(places: Sequence[float], gap: float) -> list[float]:
 def _floor(axes: Axes, found: Found) -> None:
     value = found["floor"]["spaces"][found["about"]["main"]]["frechet"]
     axes.axhline(value, color=MUTED, linewidth=1, linestyle=BELOW, zorder=0)
-    axes.annotate("fresh real ones" if found["about"]["is_data"] else "the teacher, of other noise", (0.0, value),
-                  xycoords=("axes fraction", "data"), xytext=(3, 3), textcoords="offset points", size=SMALL - 0.5,
-                  color=MUTED)
+    axes.annotate("fresh real ones" if found["about"]["is_data"] else "the teacher, of other noise", (1.0, value),
+                  xycoords=("axes fraction", "data"), xytext=(-3, 3), textcoords="offset points", ha="right",
+                  size=SMALL - 0.5, color=MUTED)
 
 
 def heights(axes: Axes, found: Found, lines: Sequence[Mapping[str, Any]]) -> None:
