@@ -160,7 +160,6 @@ def test_strengths_follow_their_power_law():
     ({"noise": (0.0, 0.3)}, "noise: noising = none compares samples as they are"),
     ({"power": 2.0, "plain": 0.1}, "power, plain: of strengths of guidance, and only 1 is drawn"),
     ({"positives": "teacher"}, "name the teacher too"),
-    ({"teacher_samples": 300}, "teacher_samples: positives = data takes real samples"),
     ({"groups": 4}, "groups = 4: a step takes every class once at most, and the data have 2"),
     ({"taps": ("patches2",)}, "no whole number"),
 ])
