@@ -90,10 +90,10 @@ def open_draws(place: Path, settings: Drawing) -> Draws:
                           f"it has no {', '.join(lacks)}; take or extend stillroom.flows.Generator")
         how, weak = how_of(product.kind, model, settings), weak_of(product, settings)
         card |= {"guidance": settings.guidance, **how} | (weak[1] if weak else {})
-        if weak is None:
-            require_learned(place, product, settings.guidance)
         if weak:
             how["weak"] = weak[0].to(device)
+        else:
+            require_learned(place, product, settings.guidance)
         model = model.to(device)
 
         def sampler(n: int, seed: int, **more) -> "Tensor":

@@ -1,6 +1,6 @@
 """What `stillroom inspect` does: the samples of a space, their geometry, and how a flow bends in it."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import zip_longest
 from pathlib import Path
@@ -148,12 +148,11 @@ def encoded(place: str, settings: Inspection, device: torch.device) -> Subject:
 
 def drawn(place: str, kind: str, settings: Inspection, device: torch.device) -> Subject:
     s = settings
-    card: Mapping[str, Any] = {}
-    if is_ours(Path(place)):
-        card = (product := load_product(place)).card
+    product = load_product(place) if is_ours(Path(place)) else None
+    if product is not None:
         require_learned(place, product, s.guidance)
-    model: Any = open_teacher(place) if kind == "flow" else load_product(place).parts["generator"]
-    model = model.to(device)
+    model: Any = product.parts[kind] if product is not None and kind == "generator" else open_teacher(place)
+    model, card = model.to(device), {} if product is None else product.card
     x = model.sample(s.n, s.seed, guidance=s.guidance, batch=s.batch, steps=s.steps)
     encoding = card.get("encoding")
     if encoding is not None:
