@@ -148,7 +148,7 @@ class Distillation(Recipe):
             require_sight(self.origin, f"teacher {settings.origin or settings.teacher}")
         self.null = self.flow.classes or 0          # the label that stands for none, of a network that has one
         self.require_labels()
-        self.has_null = getattr(self.origin.net, "null", self.null) is not None
+        self.has_null = self.knows_null(self.origin)
         if settings.checkpointing:
             if getattr(settings, "fake_lora", 0):
                 raise Refusal("checkpointing: with adapters as the fake score (fake_lora), what is computed again "
@@ -163,10 +163,13 @@ class Distillation(Recipe):
         if self.settings.guidance != 1:
             self.require_null(self.flow.denoiser, self.settings.teacher)
 
+    def knows_null(self, denoiser: Denoises) -> bool:
+        return getattr(getattr(denoiser, "net", None), "null", self.null) is not None
+
     def require_null(self, denoiser: Denoises, place: str) -> None:
         """For guidance, and for scores that are asked without the label; later, the teacher's samples would be drawn
         before it is known."""
-        if getattr(getattr(denoiser, "net", None), "null", self.null) is None:
+        if not self.knows_null(denoiser):
             raise Refusal(f"teacher {place}: each of its {self.null} embeddings is of a class, and none stands for no "
                           "label; leave out guidance, and what asks without labels")
 
