@@ -40,7 +40,7 @@ from stillroom.train import Silent, load, start
 STEPS, BATCH, SEED, N = 600, 128, 1, 2000
 LOOKS = (100, 200, 400, 600)
 RATE = Optimizer(lr=3e-4, clip=1.0, warmup=100)
-TRIED = {"kl": (1e-4, 3e-4, 1e-3)}          # a rate takes the four an hour
+TRIED = {"kl": (1e-4, 3e-4, 1e-3)}          # a rate takes the four half an hour
 FOUR = ("drifting", "endpoint", "consistency", "DMD")
 RESULTS, PAGE = HERE / "onestep", HERE / "ONESTEP.md"
 CODECS = {
@@ -254,9 +254,9 @@ def of_rates(found: dict[str, dict[str, dict[str, float]]]) -> list[str]:
              "pictures, whose least chooses.", "", "| | " + " | ".join(rates) + " |", "|---" * (len(rates) + 1) + "|"]
     for name, by_rate in found.items():
         least = min(at["chooses"] for at in by_rate.values())
-        cells = [f"{at['frechet']:.2f} ({at['chooses']:.2f})" for at in by_rate.values()]
-        lines.append("| " + " | ".join([name, *(f"**{cell}**" if at["chooses"] == least else cell for cell, at in
-                                                zip(cells, by_rate.values(), strict=True))]) + " |")
+        cells = [(f"{at['frechet']:.2f} ({at['chooses']:.2f})", "**" * (at["chooses"] == least))
+                 for at in by_rate.values()]
+        lines.append("| " + " | ".join([name, *(f"{mark}{cell}{mark}" for cell, mark in cells)]) + " |")
     return lines
 
 
