@@ -22,6 +22,9 @@ SHAPES = {(1, 256, 256, 64): 16, (1, 256, 256, 1024): 4, (1, 64, 64, 768): 32, (
 """Problems, N, P, C: how many calls make a sample of a few tens of milliseconds. One small problem takes little more
 than its operations to start; recipes pose as many at once as they have groups."""
 LIMIT, LIMIT_MB = 0.6, 400
+KEPT = 30 * 2**18
+"""30 MB. Once that much has come and gone, as in any program that trains, glibc keeps what is given back; before, every
+call of a few megabytes may fault its pages in again, which by hand takes up to as long as the arithmetic does."""
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -63,6 +66,7 @@ def multiplications(x: Tensor, y: Tensor) -> tuple[int, str]:
 
 def speed(quick: bool, threads: int, below: float | None) -> tuple[list[dict], list[str]]:
     torch.set_num_threads(threads)
+    torch.ones(KEPT)
     rows, notes, on = [], [], "GPU" if DEVICE.type == "cuda" else f"{threads} threads" if threads > 1 else "1 thread"
     for (b, n, p, c), times in SHAPES.items():
         g = torch.Generator().manual_seed(0)
