@@ -2,8 +2,10 @@
 
 import errno
 import json
+import os
 import re
 import shutil
+import signal
 import weakref
 from dataclasses import dataclass
 from pathlib import Path
@@ -194,6 +196,30 @@ def test_keeps_the_last_checkpoints_and_the_best(tmp_path):
     best = min(means, key=means.get)
     assert shelf.best()["step"] == best
     assert shelf.steps() == sorted({best, 55, 60})
+
+
+def test_an_interruption_splits_no_mean_that_chooses_the_best(tmp_path):
+    stops = {22, 41}
+
+    class Judged(ThreeRoles):
+        def stages(self):
+            return [Stage("all", 60, best="fake/dsm")]
+
+        def after(self, batch, turn):
+            super().after(batch, turn)
+            if turn.step in stops:
+                os.kill(os.getpid(), signal.SIGINT)
+
+    data, here, whole = {"data": points()}, tmp_path / "run", tmp_path / "whole"
+    with pytest.raises(Refusal, match="stopped at step 23"):
+        start(Judged, settings(here), "three", data, Silent())
+    assert json.loads((here / "checkpoints/best.json").read_text())["step"] == 20
+    with pytest.raises(Refusal, match="stopped at step 42"):
+        resume(here, lambda _: Judged, data, Silent())
+    stops.clear()
+    resume(here, lambda _: Judged, data, Silent())
+    start(Judged, settings(whole), "three", data, Silent())
+    assert (here / "checkpoints/best.json").read_text() == (whole / "checkpoints/best.json").read_text()
 
 
 class One(Recipe):

@@ -332,21 +332,23 @@ class Trainer:
         return {
             "step": self.step, "seconds": self.seconds, "recipe": type(self.recipe).__name__,
             "updates": {n: w.updates for n, w in self.learners.items()},
-            "window": self.window, "reach": self.reach.state(), "cursors": dict(cursors),
+            "window": self.window, "since_checkpoint": self.since_checkpoint,     # not empty where it was interrupted
+            "reach": self.reach.state(), "cursors": dict(cursors),
             "frozen": self.frozen, "evaluations": dict(self.tally.counts),
         }
 
     def save(self, cursors: Mapping[str, dict]) -> None:
-        metric = self.schedule.at(self.step - 1).best
-        total, count = self.since_checkpoint.get(metric, (0.0, 0))
-        self.since_checkpoint = {}
+        metric, mean = self.schedule.at(self.step - 1).best, None
+        if self.step == self.schedule.steps or self.step % self.checkpoint_every == 0:
+            total, count = self.since_checkpoint.get(metric, (0.0, 0))
+            mean, self.since_checkpoint = total / count if count else None, {}
         if self.folder is None:
             return
         shelf = self.folder.shelf
         groups = checkpoint.collect(self.learners, self.recipe.memory())
         checkpoint.save(shelf.path(self.step), groups, self.state(cursors), self.world.first)
         if self.world.first:
-            shelf.offer(self.step, metric, total / count if count else None)
+            shelf.offer(self.step, metric, mean)
             shelf.prune()
 
     def restore(self, step: int) -> dict[str, dict]:
@@ -357,7 +359,8 @@ class Trainer:
             raise Refusal(f"{self.folder.path}: its checkpoint is of {state['recipe']}, not of {mine}")
         if state["frozen"] != self.frozen:
             raise Refusal(f"{self.folder.path}: weights that this run keeps frozen are not those it began with")
-        self.step, self.seconds, self.window = state["step"], state["seconds"], state["window"]
+        self.step, self.seconds = state["step"], state["seconds"]
+        self.window, self.since_checkpoint = state["window"], state["since_checkpoint"]
         self.reach = Reach.of(state["reach"])
         self.tally.counts = Counter(state["evaluations"])
         for name, learner in self.learners.items():
