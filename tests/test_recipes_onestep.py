@@ -158,6 +158,7 @@ def test_strengths_follow_their_power_law():
     ({"noising": "query", "strongest": 2.0}, "strongest: noising = query .* without a field or guidance"),
     ({"noising": "query", "field": Field(kernel="gauss")}, "field: noising = query compares samples themselves"),
     ({"noise": (0.0, 0.3)}, "noise: noising = none compares samples as they are"),
+    ({"noising": "both", "noise": (0.9, 0.1)}, "noise = 0.9 0.1: give the lower time first"),
     ({"power": 2.0, "plain": 0.1}, "power, plain: of strengths of guidance, and only 1 is drawn"),
     ({"positives": "teacher"}, "name the teacher too"),
     ({"groups": 4}, "groups = 4: a step takes every class once at most, and the data have 2"),

@@ -470,6 +470,8 @@ def refuse_what_cannot_be(s: Settings, groups: int, classes: int | None) -> None
                       f"{classes} or fewer, or leave it out")
     if s.noising == "none":
         refuse_given(s, ("noise",), "noising = none compares samples as they are; give --noising both, or leave it out")
+    if s.noise[0] > s.noise[1]:
+        raise Refusal(f"noise = {s.noise[0]:g} {s.noise[1]:g}: give the lower time first")
     if s.noising == "query":
         refuse_given(s, ("taps", "strongest", "field"), "noising = query compares samples themselves, without a field "
                                                         "or guidance; leave it out")
