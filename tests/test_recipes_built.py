@@ -53,7 +53,7 @@ def made(name, **settings):
     """Built without data, of a recipe that has samples of its teacher where there are none."""
     recipe, given = find(name), settings.pop("given", None)
     fields = recipe.Settings.__dataclass_fields__
-    settings |= {"teacher_samples": 20} if "teacher_samples" in fields else {}
+    settings |= {"teacher_samples": 20} if given is None and "teacher_samples" in fields else {}
     told = recipe.Settings(**{"out": "unused", **PLAIN, **settings})
     return recipe(told) if given is None else recipe(told, given)
 
@@ -316,10 +316,19 @@ def test_what_would_do_nothing_is_refused_in_a_line(teacher, name, more, says):
 @pytest.mark.parametrize(("more", "says"), [
     ({"width": 32, "net": "dit"}, "leave out net and width, or teacher"),
     ({"coverage": 1.0, "support": 1}, "support = 1: coverage is of positives beside each other"),
+    ({"teacher_samples": 40}, "teacher_samples: positives = data draws none"),
 ])
 def test_drifting_refuses_what_would_do_nothing(teacher, data, more, says):
     with pytest.raises(Refusal, match=says) as error:
         Drifting(Drifting.Settings(out="unused", teacher=teacher, **POINTS, **PLAIN, **more), data)
+    assert "\n" not in str(error.value)
+
+
+def test_samples_of_the_teacher_are_not_asked_for_beside_data(teacher, data):
+    consistency = find("consistency")
+    settings = consistency.Settings(out="unused", teacher=teacher, teacher_samples=40, **POINTS, **PLAIN)
+    with pytest.raises(Refusal, match="^teacher_samples: there are data") as error:
+        consistency(settings, data)
     assert "\n" not in str(error.value)
 
 

@@ -81,7 +81,7 @@ def run(case: str, out: Path, teacher: Path, shard: bool) -> Path:
     name, told = CASES[case]
     recipe = find(name)
     ungated = type(recipe.__name__, (recipe,), {"check": lambda self, batch: None})
-    few = {"teacher_samples": 16} if hasattr(recipe.Settings, "teacher_samples") else {}
+    few = {"teacher_samples": 16} if "data" not in told and hasattr(recipe.Settings, "teacher_samples") else {}
     settings = recipe.Settings(**{"out": out, "teacher": str(teacher), "steps": 4, "batch": 16, "precision": "float32",
                                   "device": "cpu", "log_every": 1, "shard": shard, **few, **told})
     data = Tensors(torch.randn(64, 2, generator=torch.Generator().manual_seed(2)), torch.arange(64) % 4)

@@ -30,7 +30,18 @@ from stillroom.nets import Lora, tie, with_input
 from stillroom.nets.offload import device_of
 from stillroom.nets.recompute import recompute
 from stillroom.paths import Law, LawName, Restricted, law_of, uniform_grid
-from stillroom.settings import Count, Decay, Images, Natural, Optimizer, Refusal, Run, Where, seed_of
+from stillroom.settings import (
+    Count,
+    Decay,
+    Images,
+    Natural,
+    Optimizer,
+    Refusal,
+    Run,
+    Where,
+    refuse_given,
+    seed_of,
+)
 from stillroom.train import Average, Product, Recipe, Ref, Role, Stage, nothing, product_hash
 from stillroom.train.teacher import codec_beside, encoding_of, is_ours, open_teacher, open_teacher_of, teacher_card
 
@@ -275,7 +286,10 @@ class Distillation(Recipe):
     def in_place_of_data(self, guidance: float = 1.0) -> Ends | None:
         """Samples of the teacher, where there are no data."""
         s = cast(WithData, self.settings)
-        return Ends(self.flow, s.teacher_samples, s.seed, guidance) if self.data is None else None
+        if self.data is None:
+            return Ends(self.flow, s.teacher_samples, s.seed, guidance)
+        refuse_given(s, ("teacher_samples",), "there are data, and the teacher draws none in their place; leave it out")
+        return None
 
     def given(self, batch, turn) -> tuple[Tensor, Tensor | None]:
         """Data and their labels, or samples of the teacher in their place."""

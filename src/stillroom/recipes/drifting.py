@@ -468,6 +468,8 @@ def refuse_what_cannot_be(s: Settings, groups: int, classes: int | None) -> None
     if s.groups > groups and given(s, "groups"):
         raise Refusal(f"groups = {s.groups}: a step takes every class once at most, and the data have {classes}; give "
                       f"{classes} or fewer, or leave it out")
+    if s.positives == "data":
+        refuse_given(s, ("teacher_samples",), "positives = data draws none; give --positives teacher, or leave it out")
     if s.noising == "none":
         refuse_given(s, ("noise",), "noising = none compares samples as they are; give --noising both, or leave it out")
     if s.noise[0] > s.noise[1]:
