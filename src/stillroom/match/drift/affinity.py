@@ -58,7 +58,7 @@ def log2_kernel(d: Tensor, slope: Tensor, kernel: Kernel, out: Tensor | None = N
 
 def slopes(like: Tensor, taus: Sequence[float]) -> Tensor:
     """[K, 1, 1]."""
-    return like.new_tensor([-LOG2_E / tau for tau in taus])[:, None, None]
+    return like.new_tensor([[[-LOG2_E / tau]] for tau in taus])
 
 
 def mean_shift(x: Tensor, y: Tensor, tau: float, kernel: Kernel = "laplace") -> tuple[Tensor, Tensor]:
@@ -87,22 +87,17 @@ def stacks(part: Problems, taus: Sequence[float], form: Form) -> Iterator[tuple[
         again = part.distance.new_empty(b, size, min(step, n), m)
     for i in range(0, len(taus), size):
         slope = slopes(part.distance, taus[i:i + size])
-        made, pulls, done = [], [], 0
-        v = None if part.gram is not None else part.targets.new_empty(b, size, n, part.targets.shape[2])
+        made, pulls = [], []
         for d, pull in coefficients(part, slope, form, step, again):
-            if v is None:
-                made.append(d)
-            else:       # more than one block of rows are of one temperature
-                here = slice(done, done := done + size * d.shape[2])
-                times(d, part.targets, v.view(b, size * n, -1)[:, here])
+            made.append(d if part.gram is not None else times(d, part.targets))
             pulls.append(pull)
-        yield joined(made, 2) if v is None else v, vector_norm(joined(pulls, 2), dim=(0, 2, 3))
+        yield joined(made, 2), vector_norm(joined(pulls, 2), dim=(0, 2, 3))
 
 
-def times(d: Tensor, targets: Tensor, out: Tensor | None = None) -> Tensor:
+def times(d: Tensor, targets: Tensor) -> Tensor:
     """[b, K, n, M] by [b, M, C]: the coefficients of all temperatures in one product."""
     b, k, n, m = d.shape
-    return torch.bmm(d.view(b, k * n, m), targets, out=out).view(b, k, n, -1)
+    return torch.bmm(d.view(b, k * n, m), targets).view(b, k, n, -1)
 
 
 def coefficients(part: Problems, slope: Tensor, form: Form, step: int,

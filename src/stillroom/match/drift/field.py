@@ -57,7 +57,7 @@ def drift(
             vector, rms = torch.zeros_like(problems.targets[:, :1]), [0.0] * len(temperatures)
         else:
             vector, rms = superposed(problems, [r * unit for r in temperatures], form, scale, normalise)
-        return Drift(vector, vector.new_tensor(scale), {"rms": vector.new_tensor(rms)})
+        return Drift(vector, vector.new_full((), scale), {"rms": vector.new_tensor(rms)})
 
 
 def drift_or_nan(x: Tensor, positives: Tensor, negatives: Tensor | None = None, **form: Any) -> Drift:
@@ -145,8 +145,9 @@ class PseudoTarget(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, vector: Tensor, scale: Tensor) -> Tensor:      # pyright: ignore
         ctx.save_for_backward(vector)
-        ctx.factor, ctx.dtype = -2 / (float(scale) * vector[0].numel()), x.dtype
-        return vector.square().sum((1, 2)) / vector[0].numel()
+        size = vector.shape[1] * vector.shape[2]
+        ctx.factor, ctx.dtype = -2 / (float(scale) * size), x.dtype
+        return vector_norm(vector, dim=(1, 2)).square_().div_(size)
 
     @staticmethod
     @once_differentiable

@@ -69,7 +69,7 @@ def posed(x: Tensor, positives: Tensor, negatives: Tensor | None, weights: Weigh
     triangle, gram = m * (m + min(m, TILE)) // 2, None
     if triangle * (c + temperatures * n) < temperatures * n * m * c:
         gram = upper(targets)
-        squares, dots = gram.diagonal(dim1=1, dim2=2).contiguous(), gram[:, :n]
+        squares, dots = gram.diagonal(dim1=1, dim2=2), gram[:, :n]
         for i in range(TILE, n, TILE):      # what lies below the diagonal is mirrored among the samples
             dots[:, i:i + TILE, :i] = dots[:, :i, i:min(i + TILE, n)].mT
         distance = (squares[:, :n, None] + squares[:, None]).add_(dots, alpha=-2)
@@ -86,7 +86,7 @@ def gathered(x: Tensor, positives: Tensor, negatives: Tensor | None,
     for name, v in given.items():
         check_samples(name, v, x)
     x = at_least_float32(x)
-    centre, m = x.sum(1, keepdim=True) / x.shape[1], sum(v.shape[1] for v in given.values())
+    centre, m = x.mean(1, keepdim=True), sum(v.shape[1] for v in given.values())
     targets, i = x.new_empty(len(x), m, x.shape[2]), 0
     for v in given.values():
         torch.sub(v.to(x.dtype), centre, out=targets[:, i:i + v.shape[1]])
@@ -134,11 +134,11 @@ def quadratic(d: Tensor, gram: Tensor) -> Tensor:
     b, k, n, m = d.shape
     rows, found = d.view(b, k * n, m), []
     for i in range(0, m, TILE):
-        here = slice(i, i + TILE)
-        product = torch.bmm(rows[:, :, here], gram[:, here, here])
+        here, tile = slice(i, i + TILE), rows[:, :, i:i + TILE]
+        product = torch.bmm(tile, gram[:, here, here])
         if i:
             product.baddbmm_(rows[:, :, :i], gram[:, :i, here], alpha=2)
-        found.append(product.mul_(rows[:, :, here]).view(b, k, n, -1).sum((0, 2, 3)))
+        found.append(product.mul_(tile).view(b, k, n, -1).sum((0, 2, 3)))
     return reduce(torch.add, found).clamp_(min=0).sqrt_()
 
 
