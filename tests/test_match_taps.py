@@ -25,6 +25,23 @@ def test_a_flat_picture_has_a_finite_slope():
     assert x.grad is not None and x.grad.isfinite().all()
 
 
+@pytest.mark.parametrize("name", ["deviation", "deviation 2x2", "deviation 4x4"])
+def test_half_precision_maps_have_the_slopes_of_whole_ones(name):
+    """A smooth map far from zero, whose squares less the square of the mean are rounding in bfloat16."""
+    coarse = torch.randn(8, 6, 4, 4, generator=torch.Generator().manual_seed(0))
+    x = (torch.nn.functional.interpolate(coarse, 16, mode="bilinear") + 3).bfloat16()
+
+    def slope(x):
+        x = x.detach().requires_grad_()
+        made = of_map(x)[name]
+        ((made - made.detach().roll(1, 0)) ** 2).sum().backward()
+        return made.detach().double(), x.grad.double()
+
+    (half, down), (whole, true) = slope(x), slope(x.float())
+    assert torch.allclose(half, whole, rtol=1e-6)
+    assert float((down - true).norm() / true.norm()) < 0.01
+
+
 def test_problems_keep_groups_and_places_apart():
     x = torch.arange(2 * 3 * 4).view(6, 4, 1)                           # two groups of three samples, four places
     found = problems(x, 2)

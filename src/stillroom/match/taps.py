@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping
 from torch import Tensor
 from torch.nn import functional
 
+from stillroom.paths import at_least_float32
+
 Vectors = Mapping[str, Tensor]
 """{name: [B, L, C]}; each is normalised by itself, because means and deviations are of different sizes."""
 
@@ -34,15 +36,18 @@ def patches(k: int) -> Callable[[Tensor], Vectors]:
     def of(x: Tensor) -> Vectors:
         if x.ndim != 4 or x.shape[-1] % k or x.shape[-2] % k:
             raise ValueError(f"patches of {k} places: a map of shape {list(x.shape)} has no whole number of them")
+        x = at_least_float32(x)
         mean = functional.avg_pool2d(x, k)
-        square = functional.avg_pool2d(x.square(), k)
-        return {f"mean {k}x{k}": placed(mean), f"deviation {k}x{k}": placed(root(square - mean.square()))}
+        rest = x - functional.interpolate(mean, scale_factor=k)     # squares less the squared mean would round it away
+        variance = functional.avg_pool2d(rest.square(), k)
+        return {f"mean {k}x{k}": placed(mean), f"deviation {k}x{k}": placed(root(variance))}
 
     return of
 
 
 def of_map(x: Tensor) -> Vectors:
     """All of a feature map: its places, their mean and deviation, and those over patches that fit."""
+    x = at_least_float32(x)
     found = {**tokens(x), **pooled(x)}
     for k in (2, 4):
         if x.ndim == 4 and x.shape[-1] > k and x.shape[-1] % k == x.shape[-2] % k == 0:
