@@ -7,13 +7,14 @@ Equation (Fan et al. 2025): at times 1 = t_0 > ... > t_N = 0, expert k makes an 
 of a phase of several steps, these; in training it leaves after any of them, and goes straight to s). The law of its x_s
 is matched, at noise levels above s: with x_t = alpha_{t|s} x_s + sigma_{t|s} eps, t in (s, 1],
 
-    grad = E[ w (F(x_t, t, y) - T(x_t, t, y)) dx_s ],    F = argmin E omega |sigma_{t|s} (F(x_t, t, y) - u)|^2
+    grad = E[ w (T(x_t, t, y) - F(x_t, t, y)) dx_s ],    F = argmin E omega |sigma_{t|s} (F(x_t, t, y) - u)|^2
     u = (alpha_s^2 sigma_t + alpha_t sigma_s^2) / (alpha_s^2 sigma_{t|s}) eps - x_s / alpha_s
     omega = min(1 / sigma_{t|s}^2, 10),    w = 1 / mean |u - T(x_t, t, y)|
 
 u, here the velocity of the linear path, is unbiased although no x0 is seen (`paths.subinterval_target`, for whatever F
-predicts). w is DMD's weight with x_s in the place of x0 (ours: the paper's is a function of s and t). At s = 0 this is
-DMD, but for omega. Experts that were trained stand still, and in each phase the fake score begins anew at the teacher.
+predicts; in x0 the gradient is along F - T). w is DMD's weight with x_s in the place of x0 (ours: the paper's is a
+function of s and t). At s = 0 this is DMD, but for omega. Experts that were trained stand still, and in each phase the
+fake score begins anew at the teacher.
 
 Paper: Phased DMD: Few-step Distribution Matching Distillation via Score Matching within Subintervals, arXiv 2510.27684.
 
