@@ -180,7 +180,7 @@ def test_classes_are_parted_into_neighbours():
 @pytest.mark.parametrize(("batch", "steps"), [(12, 2), (3, 20)])      # also with more classes than samples
 def test_each_student_is_asked_for_its_own_classes_alone(tmp_path, batch, steps):
     settings = settings_of(MSD, tmp_path, teacher="ring:6:0.1", origin=flow_of_ring(tmp_path), students=3, steps=steps,
-                           batch=batch, options=("every=1", "adversarial.weight=0.1"), teacher_samples=60)
+                           batch=batch, options=("every=1", "adversarial.weight=0.1", "teacher_samples=60"))
     trainer = built(MSD, settings)
     recipe, asked = trainer.recipe, []
 

@@ -93,5 +93,5 @@ def require_way(s: Settings) -> None:
     if s.record + back >= s.steps:
         raise Refusal(f"steps {s.steps}: {s.record} of the record and {back} of the way back leave none for the "
                       "teacher itself; take more steps, or a smaller record, kept or advance")
-    if s.record <= s.kept:
+    if back and s.record <= s.kept:
         raise Refusal(f"record {s.record}: weights are kept {s.kept} times on the way; take more steps to record")

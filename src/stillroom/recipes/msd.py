@@ -32,7 +32,7 @@ from stillroom.flows import Denoiser, Flow, Generator, Routed
 from stillroom.match import squared_error
 from stillroom.recipes._sets import Among, Own, inner_of, named, options_of, require_like, resized, routes_of, shared
 from stillroom.recipes._students import Distillation, Ends, Student
-from stillroom.settings import Count, Natural, Optimizer, Refusal, from_mapping
+from stillroom.settings import Count, Natural, Optimizer, Refusal, from_mapping, refuse_given
 from stillroom.train import Role, Stage, parts_of
 
 
@@ -67,6 +67,9 @@ class MSD(Distillation):
         super().__init__(settings)
         self.settings = settings
         self.smaller = settings.width > 0 or settings.depth > 0
+        if not self.smaller:
+            refuse_given(settings, ("match_steps", "matching", "teacher_samples"), "students begin as copies of the "
+                         "origin, and have nothing to match; give --width or --depth, or leave it out")
         self.routes = routes_of(settings.students, self.flow.classes, settings.teacher)
         recipe, own = inner_of(settings.inner), self.inner_settings()
         self.students = [self.made(recipe, own, k) for k in range(settings.students)]

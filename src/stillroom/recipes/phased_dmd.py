@@ -32,7 +32,7 @@ from stillroom.flows import FewStep, rollout
 from stillroom.match import direction, pseudo_target, squared_error
 from stillroom.paths import Coefficients, Law, LawName, between, sign_of, subinterval_target
 from stillroom.recipes._students import Distillation, Student, averaged, plans_of
-from stillroom.settings import Count, Optimizer, Refusal, Share
+from stillroom.settings import Count, Optimizer, Refusal, Share, refuse_given
 from stillroom.train import Role, Stage
 from stillroom.train.checkpoint import fill
 
@@ -95,6 +95,8 @@ class PhasedDMD(Distillation):
         (self.plan,) = plans_of(self.flow, settings.student_steps)
         self.each = steps_each(settings)
         self.phases = [self.phase(k) for k in range(settings.student_steps // self.each)]
+        if len(self.phases) == 1:
+            refuse_given(settings, ("intervals",), "one phase is judged at all noise levels; leave it out")
         self.experts = [self.begun() for _ in self.phases]
         self.means = [self.follower(expert) for expert in self.experts]
         self.fake = self.begun_whole()

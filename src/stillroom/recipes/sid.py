@@ -91,6 +91,8 @@ def require_scales(s: Settings) -> None:
     if s.cfg != "plain" and not s.adversarial.weight:
         raise Refusal(f"cfg {s.cfg}: alone it pushes samples away from the data; give the adversarial term a weight, "
                       "--adversarial.weight 1, or use cfg plain")
+    if s.cfg == "zero":
+        refuse_given(s, ("drop",), "with cfg zero the fake score is told no labels; leave it out")
     if s.cfg == "zero" and (s.guidance, s.fake_guidance, s.fake_own_guidance) != (1, 1, 1):
         raise Refusal("cfg zero: it guides no score; leave out guidance, fake_guidance and fake_own_guidance")
     if (s.cfg == "anti") != (s.fake_guidance < 0):

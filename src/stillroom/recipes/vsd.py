@@ -26,7 +26,7 @@ from stillroom.flows import Denoiser, Mixture, denoising_loss
 from stillroom.match import prediction_gap
 from stillroom.nets import MLP, Lora, tie
 from stillroom.recipes import sds
-from stillroom.settings import Count, Optimizer, Refusal
+from stillroom.settings import Count, Optimizer, Refusal, refuse_given
 from stillroom.train import Role, Stage
 
 
@@ -51,7 +51,13 @@ class VSD(sds.SDS):
     def __init__(self, settings: Settings):
         super().__init__(settings)
         self.settings = settings
-        self.needs_base = settings.fake == "lora" and isinstance(self.flow.denoiser, Mixture)
+        closed = isinstance(self.flow.denoiser, Mixture)
+        self.needs_base = settings.fake == "lora" and closed
+        if settings.fake == "full":
+            refuse_given(settings, ("rank", "base_steps"), "the fake score learns whole; give --fake lora, or leave it "
+                                                           "out")
+        if not closed:
+            refuse_given(settings, ("width", "base_steps"), "the fake score is the teacher's own network; leave it out")
         self.fake = self.make_fake()
 
     def make_fake(self) -> Denoiser:
