@@ -525,9 +525,11 @@ def test_a_codec_that_learned_from_where_held_out_pictures_come_from_is_named(co
 
     (note,) = told("pictures")
     assert note.startswith("own learned from pictures too: ") and "new to the priors, and not to it" in note
-    assert told("shapes") == [] and told("shapes", heldout="shapes")[0].startswith("mixed learned from shapes")
-    (note,) = told("leaves", heldout="leaves")
+    assert told("shapes") == [] and told("shapes:test", heldout="shapes")[0].startswith("mixed learned from shapes")
+    (note,) = told("leaves:test", heldout="leaves")
     assert note.startswith("mixed and other learned from ") and "not to them" in note
+    with pytest.raises(Refusal, match="--heldout leaves: is what --data names"):
+        told("leaves", heldout="leaves")
 
 
 def test_features_of_a_run_are_the_common_space(codecs, tmp_path):

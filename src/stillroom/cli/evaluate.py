@@ -3,7 +3,7 @@
 import json
 
 from stillroom.cli.flags import parse
-from stillroom.judge.asked import Evaluation
+from stillroom.judge.asked import Evaluation, flags_given
 from stillroom.judge.places import require_there
 from stillroom.settings import Refusal
 
@@ -23,6 +23,8 @@ def run(word: str, arguments: list[str]) -> int:
         raise Refusal(f"{COMMAND}: --data DATA must be given, or --stats FILE")
     if settings.save_stats is not None and not settings.data:
         raise Refusal(f"{COMMAND}: --save-stats needs --data, of which the statistics are")
+    if not settings.data and (told := flags_given(settings, "heldout", "reference", "size", "bad_share")):
+        raise Refusal(f"{COMMAND}: without --data there is no use for {told}; leave it out, or give --data")
     from stillroom.judge.evaluation import evaluate
     from stillroom.settings.files import write_atomically
 

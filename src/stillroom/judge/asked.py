@@ -27,7 +27,7 @@ class Drawing:
 
 
 def flags_given(settings: Drawing, *names: str) -> str:
-    return ", ".join(f"--{name}" for name in given(settings, *names))
+    return ", ".join(f"--{name.replace('_', '-')}" for name in given(settings, *names))
 
 
 @dataclass(frozen=True, kw_only=True)

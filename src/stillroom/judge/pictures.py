@@ -12,18 +12,16 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from stillroom.data import Batch, Some, Source, encoding_card, open_source
-from stillroom.data.mixed import mixture
-from stillroom.data.open import is_known, parted
 from stillroom.judge.asked import OfCodecs
 from stillroom.judge.evaluation import Space, learned_space
 from stillroom.judge.measures import rgb
 from stillroom.judge.places import record_at
-from stillroom.judge.sides import Side, crop_of, in_channels, replaced, test_split_of
+from stillroom.judge.sides import Side, crop_of, in_channels, places_of, replaced, require_fresh, test_split_of
 from stillroom.measure.inception import FidInception
 from stillroom.measure.metrics import halves
 from stillroom.measure.perceptual import SMALL, RandomFeatures, pooled
 from stillroom.measure.reference import INCEPTION
-from stillroom.settings import Images, Refusal, expanded
+from stillroom.settings import Images, Refusal
 from stillroom.settings.files import file_written_atomically
 from stillroom.train.checkpoint import load_tensors
 from stillroom.train.teacher import is_ours
@@ -72,6 +70,7 @@ def pictures_of(settings: OfCodecs) -> tuple[Part, Part, str]:
         rows, aside = halves(len(source), settings.n, settings.seed)
         held = Part(source, aside, "set aside")
     else:
+        require_fresh(heldout, settings.data)
         other = opened_source(settings, heldout, size)
         if (other.shape, other.classes) != (source.shape, source.classes):
             raise Refusal(f"{other.name}: its pictures or classes are not those of {source.name}")
@@ -82,13 +81,6 @@ def pictures_of(settings: OfCodecs) -> tuple[Part, Part, str]:
             raise Refusal(f"{part.name}: {len(part)} pictures are too few to compare codecs on; {FEWEST} to learn from "
                           f"and {FEWEST} held-out ones are needed")
     return learned, held, f"{settings.crop} {size}"
-
-
-def places_of(name: str) -> set[tuple[str, str]]:
-    """(place, split) of a source, or of each that a mixture is of, however they were written."""
-    each = [parted(part) for _, part in mixture(name, is_known)]
-    return {(str(expanded(place).resolve()) if expanded(place).exists() else place, split or "train")
-            for place, split in each}
 
 
 def learned_from(place: str, data: str) -> bool:

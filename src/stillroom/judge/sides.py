@@ -29,7 +29,7 @@ from stillroom.judge.asked import Evaluation, flags_given
 from stillroom.judge.draws import Draws, labels_of, open_decoder, open_draws
 from stillroom.measure.metrics import halves
 from stillroom.measure.reference import read_samples
-from stillroom.settings import Images, Refusal
+from stillroom.settings import Images, Refusal, expanded
 from stillroom.train.teacher import is_mixture, is_ours, open_teacher
 
 DRAWN = 2000            # of a run, where no number is given
@@ -156,11 +156,25 @@ def open_real(settings: Evaluation, size: int, want: int) -> tuple[Side, Side]:
         rows, aside = halves(len(source), want)
         part = f"{len(aside)} of them, set aside"
         return side_of(source, rows[: settings.reference], settings), side_of(source, aside, settings, part)
+    require_fresh(heldout, settings.data)
     other = source_of(settings, heldout, size)
     if tuple(other.shape) != tuple(source.shape) or encoding_card(other) != encoding_card(source):
         raise Refusal(f"{other.name}: its items are not of the kind of those of {source.name}")
     everything, fresh = (torch.randperm(len(s), generator=torch.Generator().manual_seed(0)) for s in (source, other))
     return side_of(source, everything[: settings.reference], settings), side_of(other, fresh[:want], settings)
+
+
+def places_of(name: str) -> set[tuple[str, str]]:
+    """(place, split) of a source, or of each that a mixture is of, however they were written."""
+    each = [parted(part) for _, part in mixture(name, is_known)]
+    return {(str(expanded(place).resolve()) if expanded(place).exists() else place, split or "train")
+            for place, split in each}
+
+
+def require_fresh(heldout: str, data: str) -> None:
+    if places_of(heldout) & places_of(data):
+        raise Refusal(f"--heldout {heldout}: is what --data names, or has it in it; give other data of that kind, or "
+                      "leave it out")
 
 
 def source_of(settings: Evaluation, spec: str, size: int) -> Source:
