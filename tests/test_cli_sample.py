@@ -69,6 +69,7 @@ def home(tmp_path_factory):
     save_product(Product("generator", {"generator": told}, {"strongest": 3.0}), home / "told")
     flow = Flow(Denoiser(shaken(DiT(1, 8, 4, 32, 1, 1, classes=3), 0), Linear(), "v"), (1, 8, 8), "euler", 4)
     save_product(Product("flow", {"flow": flow}), home / "flow")
+    save_product(Product("flow", {"flow": flow}, {"guidance": 3.0}), home / "inside")
     points = torch.arange(10.0)[:, None].expand(10, 2)
     save_product(Product("points", {"points": points.contiguous()}), home / "points")
     plane = OneStep(shaken(MLP(2, 16), 0), Linear(), "v", (2,))
@@ -260,6 +261,7 @@ def whole(home):
     ("flow", "--guidance 2 --interval 0.5 0.5", "interval 0.5 to 0.5"),
     ("told", "--guidance 3.5", "--guidance 3.5: "),
     ("told", "--guidance 0.5", "is told the strength, and has learned those from 1 to 3; give one of them"),
+    ("inside", "--guidance 3", "has guidance 3 in its weights; leave it out"),
     ("grey", "--device nosuch", "device 'nosuch'"),
     ("codec", "", "a product of kind 'codec' is not drawn from"),
     ("latents", "--out folder", "(4, 8, 8) are no pictures; write them to FILE.npz, or give the --codec that decodes"),

@@ -108,14 +108,17 @@ def open_draws(place: Path, settings: Drawing) -> Draws:
 
 
 def require_learned(place: Path | str, product, guidance: float) -> None:
-    """A strength that the network is told is one of those that it was taught."""
+    """A strength that the network is told is one of those that it was taught; what has one in its weights was taught no
+    answer without a label."""
     from stillroom.train.card import takes_strength
 
-    strongest = product.card.get("strongest")
-    if strongest is None or not takes_strength(product.parts[product.kind]) or 1 <= guidance <= strongest:
-        return
-    raise Refusal(f"--guidance {guidance:g}: {place} is told the strength, and has learned those from 1 to "
-                  f"{strongest:g}; give one of them")
+    if takes_strength(product.parts[product.kind]):
+        strongest = product.card.get("strongest")
+        if strongest is not None and not 1 <= guidance <= strongest:
+            raise Refusal(f"--guidance {guidance:g}: {place} is told the strength, and has learned those from 1 to "
+                          f"{strongest:g}; give one of them")
+    elif guidance != 1 and (inside := product.card.get("guidance", 1)) != 1:
+        raise Refusal(f"--guidance {guidance:g}: {place} has guidance {inside:g} in its weights; leave it out")
 
 
 def built(place: Path | str) -> str:
