@@ -334,6 +334,8 @@ def test_a_run_goes_on_with_what_it_began_with_wherever_that_is(tmp_path, monkey
 
     with pytest.raises(Refusal, match=r"data tensors holds 11 of \[2\], and the run began with 12"):
         go_on(x[:11])
+    with pytest.raises(Refusal, match=r"holds 12 of \[2\] in 3 classes, and the run began with 12 of \[2\];"):
+        go_on((x, torch.arange(12) % 3))
     (tmp_path / "teacher").rename(tmp_path / "moved")
     (tmp_path / "other").rename(tmp_path / "teacher")
     with pytest.raises(Refusal, match=r"other weights than those it began with; .* resume .*run --teacher PLACE"):

@@ -198,12 +198,16 @@ def require_weights(folder: RunFolder, settings: Run) -> None:
 
 
 def require_inputs(folder: RunFolder, sources: Mapping[str, Source]) -> None:
-    """As many items, of the same shape, as the run learned from until now."""
+    """As many items, of the same shape and as many classes, as the run learned from until now."""
+    def told(facts: Mapping[str, Any]) -> str:
+        classes = facts.get("classes")
+        return f"{facts['count']} of {facts['shape']}{f' in {classes} classes' if classes else ''}"
+
     before = folder.read_info()["inputs"]
     for name, here in inputs_of(sources).items():
-        if (was := before.get(name)) and (was["shape"], was["count"]) != (here["shape"], here["count"]):
-            raise Refusal(f"{folder.path}: {name} {here['name']} holds {here['count']} of {here['shape']}, and the run "
-                          f"began with {was['count']} of {was['shape']}; put these back, or choose another folder")
+        if (was := before.get(name)) and told(was) != told(here):
+            raise Refusal(f"{folder.path}: {name} {here['name']} holds {told(here)}, and the run began with "
+                          f"{told(was)}; put these back, or choose another folder")
 
 
 def weights_of(settings: Run, inputs: Collection[str]) -> dict[str, str]:
@@ -278,8 +282,8 @@ def info(trainer: Trainer, name: str, notes: list[str]) -> dict[str, Any]:
 
 
 def inputs_of(sources: Mapping[str, Source]) -> dict[str, Any]:
-    return {n: {"name": s.name, "shape": list(s.shape), "count": len(s) if hasattr(s, "__len__") else None}
-            for n, s in sources.items()}
+    return {n: {"name": s.name, "shape": list(s.shape), "count": len(s) if hasattr(s, "__len__") else None,
+                "classes": None if s.classes is None else len(s.classes)} for n, s in sources.items()}
 
 
 def make_plan(make: Make, settings: Run, given: Mapping[str, Any] | None = None,
