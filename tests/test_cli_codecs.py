@@ -213,7 +213,7 @@ def test_what_is_no_codec_is_refused(home, tmp_path):
             (tmp_path / name).write_bytes(pickle.dumps({"a": Opens()}, protocol=2))
         assert word in refused("encode", photo, "--out z --codec", name), name
     assert "no folder" in refused("export none --to diffusers --out z")
-    assert "no folder" in refused("cache --codec none --data leaves --size 16 --out z")
+    assert "none: no such file or folder" in refused("cache --codec none --data", home / "many", "--out z")
     assert not (tmp_path / "z").exists() and not (tmp_path / "opened").exists()
 
 

@@ -407,6 +407,7 @@ def test_refuses_scaling_that_contradicts_the_normaliser(folder, changes, match)
     ({"_class_name": "AutoencoderKLWan"}, "AutoencoderKLWan has a time axis"),
     ({"_class_name": "AutoencoderKLTemporalDecoder"}, "time axis"),
     ({"_class_name": "AutoencoderTini"}, "did you mean 'AutoencoderTiny'"),
+    ({"_class_name": "StillroomAutoencoder"}, "give that codec's run or product"),
     ({"_class_name": "drop"}, "model without _class_name"),
     ({"latent_chanels": 4}, "did you mean 'latent_channels'"),
     ({"in_channels": 4}, "3 channels.*4 in"),

@@ -54,9 +54,11 @@ def run(word: str, arguments: list[str]) -> int:
     settings = parse(Settings, arguments, "stillroom cache", ABOUT)
     from stillroom.codecs.store import write_store
     from stillroom.data import open_source, unreadable
-    from stillroom.judge.places import codec_at
+    from stillroom.judge.places import CODECS, codec_at, is_codec_name, require_there
     from stillroom.train.teacher import size_of
     from stillroom.train.world import pick_device
+
+    require_there(settings.codec, CODECS, is_codec_name(settings.codec))
 
     settings = dataclasses.replace(settings, size=settings.size or size_of(settings.codec))
     source = open_source(settings)

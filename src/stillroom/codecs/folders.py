@@ -137,8 +137,10 @@ def _model_class(config: Mapping[str, Any], home: File) -> str:
     if VIDEO.search(name):
         raise Refusal(f"{home / 'config.json'}: {name} has a time axis, as video VAEs have; only image codecs can be "
                       f"teachers: {', '.join(READ)}")
-    raise Refusal(f"{home / 'config.json'}: a {name or 'model without _class_name'} cannot be a teacher of codecs"
-                  f"{nearest(name, READ)}")
+    if name == "StillroomAutoencoder":
+        raise Refusal(f"{home}: was exported from a codec of ours; give that codec's run or product")
+    raise Refusal(f"{home / 'config.json'}: a {name or 'model without _class_name'} is no image codec that is known "
+                  f"here{nearest(name, READ)}")
 
 
 def _empty(model_class: str, config: Mapping[str, Any]) -> Any:

@@ -1,5 +1,6 @@
 """Writing so that a kill or a full disk leaves either the old file or the new one, never half of one."""
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -44,8 +45,9 @@ def file_written_atomically(path: Path, writer: int | None = None) -> Iterator[P
         with suppress(OSError):     # whatever else lies there, the first error is the one to tell
             new.unlink()
         if _is_disk(error):
-            raise Refusal(f"{path} could not be written: {reason_of(error)}; free some space, or give another "
-                          "place") from error
+            full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, None)
+            raise Refusal(f"{path} could not be written: {reason_of(error)}; {'free some space, or ' * full}give "
+                          "another place") from error
         raise
 
 
