@@ -34,7 +34,8 @@ CASES = {
     "sds": ("sds", {"particles": FAST, "conditional": True}),
     "vsd": ("vsd", {"particles": FAST, "score": FAST, "conditional": True, "fake": "lora", "rank": 2}),
     "msd": ("msd", {"student": FAST, "students": 2}),
-    "msd, smaller": ("msd", {"student": FAST, "students": 2, "width": 8, "match_steps": 2, "matching": FAST}),
+    "msd, smaller": ("msd", {"student": FAST, "students": 2, "width": 8, "match_steps": 2, "matching": FAST,
+                              "teacher_samples": 16}),
     "endpoint": ("endpoint", {"student": FAST, "pairs": 16, "teacher_steps": 2}),
     "drifting": ("drifting", {"student": FAST, "data": "clusters", "size": 1, "support": 4, "bank": 8, "groups": 4,
                               "early": 0.5}),
@@ -81,7 +82,8 @@ def run(case: str, out: Path, teacher: Path, shard: bool) -> Path:
     name, told = CASES[case]
     recipe = find(name)
     ungated = type(recipe.__name__, (recipe,), {"check": lambda self, batch: None})
-    few = {"teacher_samples": 16} if "data" not in told and hasattr(recipe.Settings, "teacher_samples") else {}
+    has = recipe.Settings.__dataclass_fields__
+    few = {"teacher_samples": 16} if {"data", "teacher_samples"} <= {*has} and "data" not in told else {}
     settings = recipe.Settings(**{"out": out, "teacher": str(teacher), "steps": 4, "batch": 16, "precision": "float32",
                                   "device": "cpu", "log_every": 1, "shard": shard, **few, **told})
     data = Tensors(torch.randn(64, 2, generator=torch.Generator().manual_seed(2)), torch.arange(64) % 4)
