@@ -20,11 +20,12 @@ from stillroom import claims, measure
 from stillroom.claims import _digits, docs, find, listing, stored
 from stillroom.claims import run as running
 from stillroom.claims.claim import Check, Claim, Part, interval, said_of, together, verdict
-from stillroom.claims.kept import Kept, held, part_of
+from stillroom.claims.kept import Kept, part_of
 from stillroom.claims.picture import side_by_side
 from stillroom.cli.main import main
 from stillroom.recipes import listing as recipes
 from stillroom.settings import Refusal, checked
+from stillroom.settings.files import held
 
 PAGE = Path(__file__).parents[1] / "docs" / "claims.md"
 """Claims about something that is not a recipe."""
@@ -336,7 +337,7 @@ def test_asking_otherwise_costs_nothing_that_is_kept(tmp_path, monkeypatch, caps
 def test_one_command_at_a_time_is_at_work_on_a_file(tmp_path, monkeypatch, capsys):
     begun = []
     use(monkeypatch, fake(lambda *task: begun.append(task)))
-    with held(part_of(tmp_path / "vsd.json", False, "")):
+    with held(part_of(tmp_path / "vsd.json", False, "").with_suffix(".lock"), "busy"):
         assert main(["claims", "run", "gdd", "vsd", "--jobs", "1", "--out", str(tmp_path)]) == 2
     said = capsys.readouterr().err
     assert "vsd.part.jsonl: another command is at work" in said and len(said.splitlines()) == 1

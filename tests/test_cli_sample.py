@@ -21,6 +21,7 @@ from stillroom.nets import MLP, DiT
 from stillroom.nets.coding import Decoder, Encoder
 from stillroom.paths import Linear
 from stillroom.settings import Refusal
+from stillroom.settings.files import held
 from stillroom.train import Product, load
 from stillroom.train.product import save_product
 
@@ -277,6 +278,14 @@ def whole(home):
 def test_draws_that_cannot_be(home, tmp_path, product, words, line):
     said = refused("sample", home / product, "--n 2", words, "" if "--out" in words else "--out x.npz")
     assert line in said and files(tmp_path) == []
+
+
+def test_one_command_at_a_time_draws_into_a_file(home, tmp_path):
+    with held(Path(".x.npz.lock"), "busy"):
+        said = refused("sample", home / "grey", "--n 2 --out x.npz")
+    assert "x.npz: another command is drawing into it" in said and files(tmp_path) == []
+    assert stillroom("sample", home / "grey", "--n 2 --out new/x.npz").code == 0
+    assert files(tmp_path / "new") == ["x.npz"]
 
 
 @pytest.mark.parametrize(("product", "other", "line"), [

@@ -3,8 +3,7 @@
 import hashlib
 import json
 import zlib
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ import torch
 
 import stillroom
 from stillroom.settings import Refusal
-from stillroom.settings.files import locked, write_atomically
+from stillroom.settings.files import write_atomically
 from stillroom.train.folder import read_rows
 
 Task = tuple[str, int]
@@ -25,17 +24,6 @@ def part_of(result: Path, quick: bool, data: str) -> Path:
     """Another one for --quick and for data, so that asking otherwise does not cost what is kept."""
     asked = ("-quick" if quick else "") + (f"-{zlib.crc32(data.encode()):08x}" if data else "")
     return result.with_suffix(f".part{asked}.jsonl")
-
-
-@contextmanager
-def held(part: Path) -> Iterator[None]:
-    """By one command at a time. The lock is beside the file, which is written by renaming."""
-    path = part.with_suffix(".lock")
-    with locked(path, f"{part}: another command is at work on it; wait for it, or choose another --out"):
-        try:
-            yield
-        finally:
-            path.unlink(missing_ok=True)
 
 
 class Kept:

@@ -68,7 +68,8 @@ def run_claims(arguments: list[str]) -> int:
     seeds = None if given is None else seeds_in(given)
     paths = {name: place(name, out, len(arguments)) for name in arguments}
     from stillroom.claims import run as running
-    from stillroom.claims.kept import held, part_of
+    from stillroom.claims.kept import part_of
+    from stillroom.settings.files import held
 
     claims = {path: running.claim_on(name, data) for name, path in paths.items()}
     for path in claims:
@@ -77,7 +78,9 @@ def run_claims(arguments: list[str]) -> int:
     with ExitStack() as stack:
         stack.enter_context(running.terminated_as_interrupted())
         for path in claims:
-            stack.enter_context(held(part_of(path, quick, data)))
+            part = part_of(path, quick, data)
+            stack.enter_context(held(part.with_suffix(".lock"), f"{part}: another command is at work on it; wait for "
+                                                                "it, or choose another --out"))
         for path, claim in claims.items():
             result = running.run(claim, seeds or claim.seeds, quick, jobs, lambda text: print(text, file=sys.stderr),
                                  data, path)

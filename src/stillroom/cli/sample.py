@@ -165,19 +165,22 @@ def tell_if_resumed(out: Path, there: int) -> None:
 def write_arrays(draws: Draws, out: Path, first: int, stop: int) -> None:
     """Samples go to files beside the one to be written as they are drawn, and are put together at the end: memory
     holds one chunk."""
-    from stillroom.settings.files import write_atomically
+    from stillroom.settings.files import held, write_atomically
 
     parts = out.with_name(f".{out.name}.part")
     card = {"draw": draws.digest, "start": first}
-    there = begun(parts, card, first, out)
-    tell_if_resumed(out, min(there, stop - first))
-    for i, x in draws.chunks(first + there, stop):
-        if not (parts / "draw.json").is_file():         # after the first draw: one that cannot be leaves nothing
-            parts.mkdir(parents=True, exist_ok=True)
-            write_atomically(parts / "draw.json", json.dumps(card))
-        write_atomically(parts / f"{i:09d}.npy", npy(x.numpy()))
-    put_together(parts, draws, out, first, stop)
-    shutil.rmtree(parts)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with held(out.with_name(f".{out.name}.lock"), f"{out}: another command is drawing into it; wait for it, or give "
+                                                  "another file"):
+        there = begun(parts, card, first, out)
+        tell_if_resumed(out, min(there, stop - first))
+        for i, x in draws.chunks(first + there, stop):
+            if not (parts / "draw.json").is_file():         # after the first draw: one that cannot be leaves nothing
+                parts.mkdir(exist_ok=True)
+                write_atomically(parts / "draw.json", json.dumps(card))
+            write_atomically(parts / f"{i:09d}.npy", npy(x.numpy()))
+        put_together(parts, draws, out, first, stop)
+        shutil.rmtree(parts)
 
 
 def begun(parts: Path, card: dict, first: int, out: Path) -> int:

@@ -69,6 +69,16 @@ def locked(path: Path, busy: str) -> IO[str]:
 
 
 @contextmanager
+def held(path: Path, busy: str) -> Iterator[None]:
+    """By one process at a time: what is written by renaming, and has this file beside it meanwhile."""
+    with locked(path, busy):
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+
+
+@contextmanager
 def folder_written_atomically(path: Path) -> Iterator[Path]:
     """A folder to fill under a temporary name; it gets its own name only when everything in it is on the disk."""
     new = path.with_name(f".{path.name}.new")
