@@ -12,7 +12,7 @@ ABOUT = """Writes a codec, or a student of a diffusers pipeline, for other progr
 
 diffusers: a folder that loads without stillroom. A codec in AutoencoderTiny's layout or with a module of its own; a
 generator or flow as the teacher's pipeline with the student in it, or as a LoRA file beside its scheduler.
-taesd: a pair of weight files as ComfyUI lists them; both halves must have that layout (--stem conv).
+taesd: a pair of weight files as ComfyUI lists them; both halves must have that layout (distilled with --stem conv).
 onnx: encoder.onnx and decoder.onnx of any size, checked against torch (needs the extra `onnx`)."""
 
 
