@@ -288,6 +288,7 @@ def test_draws_to_places_that_are_taken(runs, out):
 @pytest.mark.parametrize(("content", "line"), [
     ("x = = 1\n", ".../mine.py, line 1: not Python: invalid syntax"),
     ("\n\ndef f(:\n", ".../mine.py, line 3: not Python: ..."),
+    ("import nosuch\n", "mine.py: No module named 'nosuch'; install what it needs, or mend its imports"),
     ("from stillroom.train import Recipe\nclass Miner(Recipe): pass\n",
      "mine.py: it has no Recipe called 'Mine'; did you mean 'Miner'?"),
     ("Mine = 3\n", "...it has no Recipe called 'Mine'..."),

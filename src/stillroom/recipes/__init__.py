@@ -71,7 +71,10 @@ def module_of(path: Path) -> ModuleType:
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses look their module up there
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except ImportError as error:
+        raise Refusal(f"{path}: {error}; install what it needs, or mend its imports") from error
     return module
 
 
