@@ -224,7 +224,7 @@ def swarm(out, name, **more):
 
 def test_points_stand_beside_points_and_generators(home, tmp_path):
     """As many samples of each as there are points; of no noise, and drawn without an evaluation."""
-    vsd, sds = swarm(tmp_path / "vsd", "vsd", base_steps=20, conditional=True), swarm(tmp_path / "sds", "sds")
+    vsd, sds = swarm(tmp_path / "vsd", "vsd", conditional=True), swarm(tmp_path / "sds", "sds")
     told = compared(vsd, sds, home / "mixed", N, "--seed 3 --out", tmp_path / "out")
     found = found_in(tmp_path / "out")
     runs = {entry["name"]: entry["runs"][0] for entry in found["entries"]}
