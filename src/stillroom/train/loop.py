@@ -144,6 +144,10 @@ class Trainer:
     def ends_row(self, step: int) -> bool:
         return (step + 1) % self.settings.log_every == 0 or step + 1 == self.schedule.steps
 
+    @property
+    def checkpoint_due(self) -> bool:
+        return self.step % self.checkpoint_every == 0 or self.step == self.schedule.steps
+
     def forward(self, batch: Mapping[str, Batch], turn: Turn, micro: int) -> Iterator[dict[str, Terms]]:
         """The losses in their parts; whoever takes one leaves nothing of it before asking for the next."""
         # Dropout and the like draw from torch's own generator: it too is a function of (seed, step, micro, rank).
@@ -296,11 +300,10 @@ class Trainer:
                     row_clock, row_step = now, self.step
                 if self.settings.sample_every and self.step % self.settings.sample_every == 0:
                     self.draw_preview()
-                ended = self.step == self.schedule.steps
-                if ended or asked() or self.step % self.checkpoint_every == 0:
+                if asked() or self.checkpoint_due:
                     self.look()
                     self.save({n: loader.cursor(self.step - 1) for n, loader in loaders.items()})
-                if asked() and not ended:
+                if asked() and self.step < self.schedule.steps:
                     raise Interrupted(f"stopped at step {self.step}; go on with: stillroom resume {self.settings.out}")
         self.enter_stages()  # closed-form stages after the last step
 
@@ -339,7 +342,7 @@ class Trainer:
 
     def save(self, cursors: Mapping[str, dict]) -> None:
         metric, mean = self.schedule.at(self.step - 1).best, None
-        if self.step == self.schedule.steps or self.step % self.checkpoint_every == 0:
+        if self.checkpoint_due:
             total, count = self.since_checkpoint.get(metric, (0.0, 0))
             mean, self.since_checkpoint = total / count if count else None, {}
         if self.folder is None:
