@@ -175,7 +175,7 @@ def write_arrays(draws: Draws, out: Path, first: int, stop: int) -> None:
         there = begun(parts, card, first, out)
         tell_if_resumed(out, min(there, stop - first))
         for i, x in draws.chunks(first + there, stop):
-            if not (parts / "draw.json").is_file():         # after the first draw: one that cannot be leaves nothing
+            if not (parts / "draw.json").is_file():         # after the first draw: one that cannot be leaves no part
                 parts.mkdir(exist_ok=True)
                 write_atomically(parts / "draw.json", json.dumps(card))
             write_atomically(parts / f"{i:09d}.npy", npy(x.numpy()))
