@@ -5,6 +5,7 @@ from contextlib import contextmanager
 import pytest
 import torch
 
+from stillroom.recipes.dmd import DMD
 from stillroom.train import Silent, parts_of
 from stillroom.train.loop import Trainer
 from stillroom.train.world import World
@@ -55,3 +56,11 @@ def state(module):
 
 def same(a, b):
     return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def few_ends(recipe, told, count):
+    """The setting of that many samples of the teacher, where a recipe without data draws any."""
+    fields = recipe.Settings.__dataclass_fields__
+    asks = not issubclass(recipe, DMD) or "adversarial" in told or told.get("asked") == "noised" or (
+        told.get("shield") == "statistics")
+    return {"teacher_samples": count} if asks and {"data", "teacher_samples"} <= {*fields} else {}

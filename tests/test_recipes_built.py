@@ -8,7 +8,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._device import _device_constructors
 
 from command import stillroom
-from stepping import trainer_of
+from stepping import few_ends, trainer_of
 from stillroom.data import Encoding, LatentSpace, Tensors
 from stillroom.flows import Denoiser, FewStep, Flow, OneStep, euler
 from stillroom.nets import MLP, ResNet, buildable
@@ -17,7 +17,7 @@ from stillroom.recipes import find, listing
 from stillroom.recipes._adversary import Adversarial
 from stillroom.recipes.drifting import Drifting
 from stillroom.recipes.flow import Network, make_net
-from stillroom.settings import Refusal
+from stillroom.settings import Optimizer, Refusal
 from stillroom.train import Product, load_product, product_hash, save_product, start
 from stillroom.train.turn import Noise, Turn
 from stillroom.train.watch import Silent
@@ -52,8 +52,7 @@ def data():
 def made(name, **settings):
     """Built without data, of a recipe that has samples of its teacher where there are none."""
     recipe, given = find(name), settings.pop("given", None)
-    fields = recipe.Settings.__dataclass_fields__
-    settings |= {"teacher_samples": 20} if given is None and "data" in fields and "teacher_samples" in fields else {}
+    settings |= few_ends(recipe, settings, 20) if given is None else {}
     told = recipe.Settings(**{"out": "unused", **PLAIN, **settings})
     return recipe(told) if given is None else recipe(told, given)
 
@@ -303,6 +302,8 @@ def test_a_student_that_is_told_where_to_jump_draws_in_one_segment(teacher, tmp_
     ("decoupled-dmd", {"guidance": 3.0, "times": (0.5, 0.98), "student_steps": 4}, "between 0 and 0.5"),
     ("decoupled-dmd", {"guidance": 3.0, "times": (0.9, 0.1)}, "the first is not below the second"),
     ("decoupled-dmd", {"guidance": 3.0, "shield": "none", "fake_lora": 4}, "shield none has no fake score"),
+    ("decoupled-dmd", {"guidance": 3.0, "shield": "none", "score": Optimizer(lr=1e-3)}, "score: shield none has no"),
+    ("decoupled-dmd", {"guidance": 3.0, "shield": "statistics", "every": 5}, "every: shield statistics has no role"),
     ("dmd", {"move": "ode"}, "of a student of several steps"), ("dmd", {"asked": "noised"}, "of several steps"),
     ("twinflow", {"wait": 200, "steps": 200}, "wait 200: leaves none of 200 steps"),
     ("twinflow", {"wait": 150, "steps": 100}, "wait 150: leaves none of 100 steps"),

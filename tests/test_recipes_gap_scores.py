@@ -387,8 +387,8 @@ def test_the_way_begins_at_the_teacher_wherever_the_student_does(tmp_path, teach
 
 def test_the_control_shares_the_fake_score_and_keeps_nothing(tmp_path, teacher):
     ends = []
-    for target in ("backtrack", "teacher"):
-        recipe, settings = made(DisBack, tmp_path, teacher, target=target, **WAY)
+    for target, way in (("backtrack", WAY), ("teacher", {"steps": 40, "record": 12})):
+        recipe, settings = made(DisBack, tmp_path, teacher, target=target, **way)
         assert len(recipe.way) == (3 if target == "backtrack" else 0)
         for step in steps_of(trainer_of(recipe, settings), 13):
             if step == 12:
@@ -542,6 +542,9 @@ def test_with_another_weight_a_student_comes_nearer_too(tmp_path, teacher, data,
     (DisBack, {"fake_lora": 4}, "kept as whole networks"),
     (DisBack, {"steps": 400, "record": 200, "kept": 2}, "none for the teacher itself"),
     (DisBack, {"record": 3}, "weights are kept 4 times"),
+    (DisBack, {"target": "teacher", "kept": 2}, "kept: target teacher keeps nothing"),
+    (DisBack, {"target": "teacher", "advance": 50}, "advance: target teacher keeps nothing"),
+    (DMD, {"teacher_samples": 9}, "teacher_samples: nothing here asks for data"),
     (DMD, {"gradient": "all"}, "give --student-steps above 1"),
     (DMD, {"gradient": "all", "student_steps": 2, "asked": "noised"}, "give --asked simulated"),
     (DMD, {"judge": "fake"}, "judge: there are no heads"), (SiD, {"judge_weight": 0.1}, "there are no heads"),

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from stepping import few_ends
 from stillroom.data import Tensors
 from stillroom.flows import Denoiser, Flow
 from stillroom.nets import MLP
@@ -39,7 +40,7 @@ CASES = {
     "endpoint": ("endpoint", {"student": FAST, "pairs": 16, "teacher_steps": 2}),
     "drifting": ("drifting", {"student": FAST, "data": "clusters", "size": 1, "support": 4, "bank": 8, "groups": 4,
                               "early": 0.5}),
-    "decoupled-dmd, statistics": ("decoupled-dmd", {"student": FAST, "score": FAST, "guidance": 2.0,
+    "decoupled-dmd, statistics": ("decoupled-dmd", {"student": FAST, "guidance": 2.0,
                                                     "shield": "statistics"}),
 }
 SPREAD = ("dmd, heads on what learns", "dmd, heads that teach", "gdd", "sds", "msd, smaller", "drifting",
@@ -82,8 +83,7 @@ def run(case: str, out: Path, teacher: Path, shard: bool) -> Path:
     name, told = CASES[case]
     recipe = find(name)
     ungated = type(recipe.__name__, (recipe,), {"check": lambda self, batch: None})
-    has = recipe.Settings.__dataclass_fields__
-    few = {"teacher_samples": 16} if {"data", "teacher_samples"} <= {*has} and "data" not in told else {}
+    few = {} if "data" in told else few_ends(recipe, told, 16)
     settings = recipe.Settings(**{"out": out, "teacher": str(teacher), "steps": 4, "batch": 16, "precision": "float32",
                                   "device": "cpu", "log_every": 1, "shard": shard, **few, **told})
     data = Tensors(torch.randn(64, 2, generator=torch.Generator().manual_seed(2)), torch.arange(64) % 4)

@@ -45,6 +45,7 @@ from stillroom.train import Product, save_product
 
 SIDE, STD, GUIDANCE, UPDATES, EVERY, N = 5, 0.1, 4.0, 400, 3, 4000
 DATA = {"data": "given", "size": 1}
+SCORE = Optimizer(lr=1e-3, clip=1.0)
 
 
 def law() -> Mixture:
@@ -88,12 +89,13 @@ def measure(arm: str, seed: int, quick: bool) -> dict[str, float]:
     if arm == "truth":
         return seen(draw(N, "fresh", seed)[0], truth)
     recipe, more = ARMS[arm]
-    every = 1 if more.get("shield") in ("statistics", "none") else EVERY
     updates = 100 if quick else UPDATES
-    rate = Optimizer(lr=5e-4, clip=1.0, warmup=20)
+    paced = more.get("shield", "dm") not in ("statistics", "none")          # by what must keep up with the student
+    every = EVERY if paced else 1
     settings = {"teacher": teacher(), "origin": origin(seed, quick), "guidance": GUIDANCE, "batch": 256,
-                "steps": every * updates, "every": every, "log_every": every * updates // 20, "average": 0.98,
-                "student": rate, "score": Optimizer(lr=1e-3, clip=1.0), "seed": seed, **more}
+                "steps": every * updates, "log_every": every * updates // 20, "average": 0.98, "seed": seed,
+                "student": Optimizer(lr=5e-4, clip=1.0, warmup=20), **({"every": EVERY} if paced else {}),
+                **({"score": SCORE} if more.get("shield", "dm") == "dm" else {}), **more}
     run = learned(recipe, **settings)
     told = [row["samples/variance"] for row in run.rows if "samples/variance" in row]
     growth = {GROWTH: told[-1] / told[len(told) // 2 - 1]} if told else {}

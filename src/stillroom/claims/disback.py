@@ -70,8 +70,8 @@ def distances(arm: str, start: str, seed: int, quick: bool) -> tuple[list[float]
     """At every look, and the evaluations of the run without those of the looks."""
     recipe = {"plain": DMD, "null": idle(DisBack, "student")}.get(arm, DisBack)
     share = 4 if quick else 1
-    way: dict[str, Any] = {} if recipe is DMD else {"record": RECORD // share, "kept": 3, "advance": 50 // share}
-    way |= {"target": "teacher"} if arm == "shared" else {}
+    way: dict[str, Any] = {"target": "teacher"} if arm == "shared" else {"kept": 3, "advance": 50 // share}
+    way = {} if recipe is DMD else {"record": RECORD // share, **way}
     origin: dict[str, Any] = {"origin": flow_at(start, seed, quick)} if start == "elsewhere" else {}
     run = learned(looked_at(recipe), teacher=flow_at("teacher", seed, quick), steps=STEPS // share, every=EVERY,
                   batch=256, seed=seed, log_every=LOOK, **RATES, **way, **origin)

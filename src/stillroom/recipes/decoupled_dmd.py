@@ -31,6 +31,12 @@ from stillroom.recipes._adversary import Adversarial
 from stillroom.settings import NotNegative, Refusal, refuse_given
 
 
+OF_SHIELDS = ((("fake_lora", "score"), ("dm",), "fake score"), (("statistics",), ("statistics",), "term of them"),
+              (("adversarial",), ("adversarial",), "heads"),
+              (("every",), ("dm", "adversarial"), "role that must keep up with the student"))
+"""Settings, the shields that use them, and what the others lack."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Settings(dmd.Settings):
     guidance: float = 3.0
@@ -54,11 +60,10 @@ class DecoupledDMD(dmd.DMD):
         refuse_given(settings, ("judge", "judge_weight"), "where there are heads here, there is no fake score; leave "
                                                           "it out")
         refuse_given(settings, ("weight",), "here each term is over its own residual; leave it out")
-        for name, shield, lacks in (("fake_lora", "dm", "fake score"), ("statistics", "statistics", "term of them"),
-                                    ("adversarial", "adversarial", "heads")):
-            if settings.shield != shield:
-                refuse_given(settings, (name,), f"shield {settings.shield} has no {lacks}; give --shield {shield}, or "
-                                                "leave it out")
+        for names, shields, lacks in OF_SHIELDS:
+            if settings.shield not in shields:
+                refuse_given(settings, names, f"shield {settings.shield} has no {lacks}; give --shield {shields[0]}, "
+                                              "or leave it out")
         if settings.shield == "adversarial" and not settings.adversarial.weight:
             raise Refusal("shield adversarial: its weight is 0; give --adversarial.weight above 0, or --shield none")
         super().__init__(settings, data)
@@ -82,8 +87,8 @@ class DecoupledDMD(dmd.DMD):
         return super().opposed() if self.settings.shield == "adversarial" else None
 
     @property
-    def needs_ends(self):
-        return super().needs_ends or (self.settings.shield == "statistics" and self.data is None)
+    def needs_data(self):
+        return super().needs_data or self.settings.shield == "statistics"
 
     def roles(self):
         roles = super().roles()

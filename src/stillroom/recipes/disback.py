@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from stillroom.flows import Denoiser, Denoises, guided
 from stillroom.recipes import dmd
-from stillroom.settings import Count, Refusal
+from stillroom.settings import Count, Refusal, refuse_given
 from stillroom.train import Stage
 from stillroom.train.checkpoint import full
 from stillroom.train.schedule import ends
@@ -87,6 +87,8 @@ class DisBack(dmd.DMD):
 
 
 def require_way(s: Settings) -> None:
+    if s.target == "teacher":
+        refuse_given(s, ("kept", "advance"), "target teacher keeps nothing on the way down; leave it out")
     if s.fake_lora:
         raise Refusal("fake_lora: the way down is kept as whole networks; leave it out")
     back = s.kept * s.advance if s.target == "backtrack" else 0

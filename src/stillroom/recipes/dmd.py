@@ -77,7 +77,9 @@ class DMD(Distillation):
         (self.plan,) = plans_of(self.flow, settings.student_steps)
         self.gap_law = self.law(*settings.times, settings.law)
         self.adversary = self.opposed()
-        self.ends = self.in_place_of_data() if self.needs_ends else None
+        self.ends = self.in_place_of_data() if self.needs_data else None
+        if not self.needs_data:
+            refuse_given(settings, ("teacher_samples",), "nothing here asks for data, and none are drawn; leave it out")
 
     def begun_fake(self) -> Denoiser:
         """A copy of the origin, or adapters on the teacher."""
@@ -95,11 +97,9 @@ class DMD(Distillation):
         return Adversary(self.judge, s.adversarial, self.flow.shape, self.gap_law, taught=learns_to_judge(s))
 
     @property
-    def needs_ends(self) -> bool:
-        """Samples of the teacher, where data are wanted and there are none."""
-        s = self.settings
-        wanted = self.adversary is not None or (s.asked == "noised" and s.student_steps > 1)
-        return wanted and self.data is None
+    def needs_data(self) -> bool:
+        """Or samples of the teacher in their place."""
+        return self.adversary is not None or self.settings.asked == "noised"
 
     def roles(self):
         s = self.settings
