@@ -457,3 +457,18 @@ def test_places_behind_another_word_become_absolute_and_known_names_stay(tmp_pat
         more = {"codec": "bundled", "reference": "gaussian"} if recipe is DMVAE else {}
         settings = recipe.Settings(**{"out": "no", "data": "digits", "size": 8, **more, field: given})
         assert getattr(anchored(settings), field) == whole
+
+
+@pytest.mark.parametrize(("words", "work", "says"), [
+    ("evaluate PLACE --data digits --out PLACE", "judge.evaluation.evaluate", "PLACE is a folder; give a file"),
+    ("evaluate PLACE --data digits --save-stats PLACE", "judge.evaluation.evaluate", "PLACE is a folder"),
+    ("evaluate PLACE --data digits --out PLACE/file/x.json", "judge.evaluation.evaluate", "PLACE/file is a file, and"),
+    ("inspect digits --out PLACE", "judge.inspection.inspect", "PLACE is a folder; give a file"),
+    ("inspect digits --out PLACE/file/x/y.html", "judge.inspection.inspect", "PLACE/file is a file, and no folder"),
+    ("sweep bundled --data photos --out PLACE/file", "judge.resolutions.opened", "PLACE/file is a file, and no folder"),
+])
+def test_where_results_cannot_go_is_told_before_the_work(tmp_path, monkeypatch, words, work, says):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(f"stillroom.{work}", None)
+    told = stillroom(words.replace("PLACE", str(tmp_path)))
+    assert told.code == 2 and says.replace("PLACE", str(tmp_path)) in told.err

@@ -26,8 +26,10 @@ def run(word: str, arguments: list[str]) -> int:
     if not settings.data and (told := flags_given(settings, "heldout", "reference", "size", "bad_share")):
         raise Refusal(f"{COMMAND}: without --data there is no use for {told}; leave it out, or give --data")
     from stillroom.judge.evaluation import evaluate
-    from stillroom.settings.files import write_atomically
+    from stillroom.settings.files import require_file, write_atomically
 
+    require_file(settings.out)
+    require_file(settings.save_stats)
     report = evaluate(arguments[0], settings)
     print(report.text())
     if settings.out is not None:

@@ -18,8 +18,9 @@ def run(word: str, arguments: list[str]) -> int:
     settings = parse(Inspection, arguments, "stillroom inspect PLACE", ABOUT)
     from stillroom.judge.inspection import inspect
     from stillroom.report.geometry import in_terminal, write_inspection
-    from stillroom.settings.files import write_atomically
+    from stillroom.settings.files import require_file, write_atomically
 
+    require_file(settings.out)
     found = inspect(place, settings)
     in_terminal(found)
     if settings.out is not None:

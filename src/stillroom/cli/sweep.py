@@ -32,7 +32,9 @@ def run(word: str, arguments: list[str]) -> int:
     from stillroom.cli.progress import watch_for
     from stillroom.judge.resolutions import measured, opened, seen_before
     from stillroom.report.sweep import choice_in_words, write_sweep
+    from stillroom.settings.files import require_folder
 
+    require_folder(out)
     codecs, card = opened(settings, place)
     found, compared = measured(settings, codecs, card, sizes, tuple(sorted({*scales, 1.0})), watch_for(quiet).note)
     found = {"run": place, "card": card, "seen_before": seen_before(settings, place)} | found

@@ -30,7 +30,6 @@ from stillroom.recipes import dmd
 from stillroom.recipes._adversary import Adversarial
 from stillroom.settings import NotNegative, Refusal, refuse_given
 
-
 OF_SHIELDS = ((("fake_lora", "score"), ("dm",), "fake score"), (("statistics",), ("statistics",), "term of them"),
               (("adversarial",), ("adversarial",), "heads"),
               (("every",), ("dm", "adversarial"), "role that must keep up with the student"))

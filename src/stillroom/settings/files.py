@@ -23,6 +23,23 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
+def require_folder(folder: Path) -> None:
+    """That results can go there, asked before the work that they come of. Nothing is made yet."""
+    there = next(each for each in (folder.absolute(), *folder.absolute().parents) if each.exists())
+    if not there.is_dir():
+        raise Refusal(f"{there} is a file, and no folder; give another place")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise Refusal(f"{there} cannot be written in; give another place")
+
+
+def require_file(file: Path | None) -> None:
+    """The same of a file, where one is given."""
+    if file is not None and file.is_dir():
+        raise Refusal(f"{file} is a folder; give a file")
+    if file is not None:
+        require_folder(file.parent)
+
+
 def write_atomically(path: Path, content: str | bytes, writer: int | None = None) -> None:
     with file_written_atomically(path, writer) as new:
         new.write_bytes(content.encode() if isinstance(content, str) else content)
