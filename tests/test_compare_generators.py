@@ -612,7 +612,7 @@ def test_a_teacher_of_other_people_is_known_by_its_weights_too(tmp_path, monkeyp
         return tmp_path / name
 
     def distilled(name: str) -> Path:
-        printed("distill dmd --steps 1 --batch 4 --teacher-samples 8 --precision float32 --device cpu --quiet",
+        printed("distill dmd --steps 1 --batch 4 --precision float32 --device cpu --quiet",
                 "--teacher", tmp_path / "teacher", "--out", tmp_path / name)
         return tmp_path / name
 
@@ -743,13 +743,19 @@ def test_help_of_runs(home):
     assert told.code == 0 and "--teacher-steps" in told.out + out.getvalue()
 
 
-def test_no_name_in_a_figure_covers_another():
-    """Neither of one column of dots, nor of two whose names reach into each other from both sides."""
-    names = ["dmd, 4 steps", "decoupled-dmd, 4 steps", "sid, 4 steps", "boot", "sid, 1 step"]
+def over_evaluations():
     figure, axes = plots._wide()
+    plots.over_evaluations(axes, "evaluations")
+    return figure, axes
+
+
+def test_no_name_in_a_figure_covers_another():
+    """Neither of one column of dots, nor of two of which one's names reach into the other's."""
+    names = ["dmd, 4 steps", "decoupled-dmd, 4 steps", "sid, 4 steps", "boot", "sid, 1 step"]
+    figure, axes = over_evaluations()
     dots = [(7.0, 0.4), (9.0, 0.4), (9.0, 0.39), (1.0, 0.9), (1.0, 0.9)]
     axes.scatter(*zip(*dots, strict=True))
-    plots.named(axes, [plots.Place(*dot, name, "red") for dot, name in zip(dots, names, strict=True)])
+    plots.named(figure, axes, [plots.Place(*dot, name, "red") for dot, name in zip(dots, names, strict=True)])
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     boxes = [Text.get_window_extent(text, canvas.get_renderer()) for text in axes.texts]
@@ -757,26 +763,27 @@ def test_no_name_in_a_figure_covers_another():
     assert not any(a.overlaps(b) for a, b in combinations(boxes, 2))
 
 
-def test_the_teachers_names_are_apart_too_and_below_their_lines():
-    figure, axes = plots._wide()
+def test_names_at_the_right_end_of_lines_lie_inside_the_axes_and_in_the_order_of_their_dots():
+    figure, axes = over_evaluations()
     dots = [(70.0, 0.4), (70.0, 0.39), (35.0, 0.4), (1.0, 1.0), (1.0, 0.1)]
     axes.scatter(*zip(*dots, strict=True))
     words = ["teacher", "teacher, guidance 2", "guidance-lora", "boot", "sid"]
-    plots.named(axes, [plots.Place(*dot, name, "red", name.startswith("teacher")) for dot, name in
-                       zip(dots, words, strict=True)])
+    plots.named(figure, axes, [plots.Place(*dot, name, "red") for dot, name in zip(dots, words, strict=True)])
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     boxes = [Text.get_window_extent(text, canvas.get_renderer()) for text in axes.texts]
     assert not any(a.overlaps(b) for a, b in combinations(boxes, 2))
     of = {text.get_text(): box for text, box in zip(axes.texts, boxes, strict=True)}
-    assert all(of[name].y1 < axes.transData.transform((70.0, 0.4))[1] for name in words[:2])
+    assert max(box.x1 for box in boxes) < axes.get_window_extent(canvas.get_renderer()).x1
+    assert of["teacher"].y0 > of["teacher, guidance 2"].y1
+    assert all(of[name].x0 > axes.transData.transform((70.0, 0.4))[0] for name in words[:2])
 
 
 def test_names_stay_inside_the_axes_while_there_is_room():
-    figure, axes = plots._wide()
+    figure, axes = over_evaluations()
     dots = [(1.0, 0.1 + 0.001 * i) for i in range(6)] + [(2.0, 1.0 - 0.001 * i) for i in range(6, 12)]
     axes.scatter(*zip(*dots, strict=True))
-    plots.named(axes, [plots.Place(*dot, f"m{i}", "red") for i, dot in enumerate(dots)])
+    plots.named(figure, axes, [plots.Place(*dot, f"m{i}", "red") for i, dot in enumerate(dots)])
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     frame = axes.get_window_extent(canvas.get_renderer())

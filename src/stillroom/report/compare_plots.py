@@ -109,13 +109,14 @@ def binned(radii: Sequence[float], power: Sequence[float], each: int = 3) -> tup
 
 # ---- parts of a figure ----
 
-def _wide(right: float = 0.97) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(7.2, 3.6), facecolor="none")
-    return figure, plain(figure.add_axes((0.085, 0.14, right - 0.085, 0.74), facecolor="none"), 5)
+def _wide(right: float = 0.97, height: float = 3.6) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(7.2, height), facecolor="none")
+    foot, head = 0.5 / height, 0.43 / height
+    return figure, plain(figure.add_axes((0.085, foot, right - 0.085, 1 - foot - head), facecolor="none"), 5)
 
 
 def _titled(figure: Figure, told: str) -> Figure:
-    figure.text(0.005, 0.94, told, size=NAME, color=INK, parse_math=False)
+    figure.text(0.005, 1 - 0.22 / figure.get_figheight(), told, size=NAME, color=INK, parse_math=False)
     figure.set_label(told)
     return figure
 

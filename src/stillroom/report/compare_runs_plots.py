@@ -1,6 +1,7 @@
 """Figures of a comparison of flows and generators, from the mapping that compare.json holds: a colour for each method,
 the teacher in grey."""
 
+import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -11,35 +12,37 @@ from matplotlib.ticker import LogLocator, NullLocator
 
 from stillroom.report.compare_plots import BELOW, _decades_where_wide, _titled, _wide
 from stillroom.report.geometry_plots import colour
-from stillroom.report.plots import MUTED, SMALL
+from stillroom.report.plots import MUTED, PAPER, SMALL
 from stillroom.report.sweep_plots import apart
 from stillroom.report.words import number
 
 Found = Mapping[str, Any]
-LETTER, LINE, GAP, FAR = 0.0115, 0.055, 0.02, 0.8
-"""Shares of the axes: how wide a letter is, how high a name, how far it stands from its dot, and from where on to the
-left of it."""
+LETTER, GAP = 0.0115, 0.02
+"""Shares of the axes: how wide a letter is, and how far a name stands from its dot."""
+LINE = 0.15
+"""Inches: how high a name is."""
 
 
 def quality(found: Found) -> Figure | None:
     """Fréchet distance over the evaluations that a sample takes, of what is evaluated for one."""
     if all(run["evaluations"] is None for entry in found["entries"] for run in entry["runs"]):
         return None
-    figure, axes = _wide()
+    figure, axes = _high(found)
     main = found["about"]["main"]
     places = list[Place]()
     for guidance in sorted({line["guidance"] for line in found["teacher"]}):
         lines = sorted((line for line in found["teacher"] if line["guidance"] == guidance),
                        key=lambda line: line["evaluations"])
         x, y = [line["evaluations"] for line in lines], [line["spaces"][main]["frechet"] for line in lines]
-        axes.plot(x, y, color=MUTED, linewidth=1.2, marker="o", markersize=3.5)
+        axes.plot(x, y, color=MUTED, linewidth=1.2, zorder=1)
+        axes.plot(x, y, "o", color=MUTED, markersize=3.5, zorder=3)      # above names, which lie above lines
         name = "teacher" + ("" if guidance == 1 else f", guidance {guidance:g}")
-        places.append(Place(x[-1], y[-1], name, MUTED, line=True))
+        places.append(Place(x[-1], y[-1], name, MUTED))
     places += dots(axes, found, lambda run: run["evaluations"])
     _floor(axes, found)
     heights(axes, found, found["teacher"])
     over_evaluations(axes, "evaluations of a network for a sample")
-    named(axes, places)
+    named(figure, axes, places)
     return _titled(figure, f"Fréchet distance in {main}: lower is better")
 
 
@@ -50,13 +53,18 @@ def training(found: Found) -> Figure | None:
 
     if not any(spent(run) for entry in found["entries"] for run in entry["runs"]):
         return None
-    figure, axes = _wide()
+    figure, axes = _high(found)
     places = dots(axes, found, spent)
     _floor(axes, found)
     heights(axes, found, [])
     over_evaluations(axes, "evaluations of all networks in training")
-    named(axes, places)
+    named(figure, axes, places)
     return _titled(figure, f"Fréchet distance in {found['about']['main']}: lower is better")
+
+
+def _high(found: Found) -> tuple[Figure, Axes]:
+    """As high as names below one another ask for."""
+    return _wide(height=3.6 + LINE * max(0, len(found["entries"]) - 6))
 
 
 class Place(NamedTuple):
@@ -66,7 +74,11 @@ class Place(NamedTuple):
     y: float
     text: str
     colour: str
-    line: bool = False      # one falls to it from the left
+
+    @property
+    def width(self) -> float:
+        """Of its name and the gap before, as a share of the axes."""
+        return GAP + LETTER * len(self.text)
 
 
 def dots(axes: Axes, found: Found, cost: Callable[[Mapping[str, Any]], float | None]) -> list[Place]:
@@ -78,56 +90,40 @@ def dots(axes: Axes, found: Found, cost: Callable[[Mapping[str, Any]], float | N
         if spent:
             x, y = statistics.fmean(spent), statistics.fmean(values)
             axes.errorbar(x, y, yerr=statistics.stdev(values) if len(values) > 1 else None, color=colour(i), marker="o",
-                          markersize=6, linewidth=1.1)
+                          markersize=6, linewidth=1.1, zorder=3)
             places.append(Place(x, y, entry["name"], colour(i)))
     return places
 
 
-class Name(NamedTuple):
-    """Beside its dot at (x, y); all in shares of the axes."""
-
-    text: str
-    x: float
-    y: float
-    colour: str
-    line: bool
-
-    @property
-    def height(self) -> float:
-        """Of the dot, and on the left below a line."""
-        return self.y - LINE if self.line and self.side < 0 else self.y
-
-    @property
-    def side(self) -> float:
-        """Of the dot: right of it, or left where there is little room."""
-        return -1 if self.x > FAR else 1
-
-    @property
-    def ends(self) -> tuple[float, float]:
-        far = self.x + self.side * (GAP + LETTER * len(self.text))
-        return min(self.x, far), max(self.x, far)
-
-
-def named(axes: Axes, places: Sequence[Place]) -> None:
-    """Names beside their dots, inside the axes, and apart in height where one would reach into another."""
+def widened(axes: Axes, places: Sequence[Place]) -> None:
+    """The axis goes on to the right until every name ends inside."""
     axes.autoscale_view()
+    low, high = axes.get_xlim()
+    needed = max(math.log(place.x / low) / (1 - place.width) for place in places)
+    axes.set_xlim(low, max(high, low * math.exp(needed)))
+
+
+def named(figure: Figure, axes: Axes, places: Sequence[Place]) -> None:
+    """Names right of their dots, and apart in height where one would reach into another."""
+    widened(axes, places)
     where = axes.transData + axes.transAxes.inverted()
-    names = list[Name]()
-    for place in places:
-        x, y = where.transform((place.x, place.y))
-        names.append(Name(place.text, x, y, place.colour, place.line))
-    columns: list[list[Name]] = []
-    for name in sorted(names, key=lambda name: name.ends):
-        if columns and name.ends[0] < max(other.ends[1] for other in columns[-1]):
-            columns[-1].append(name)
+    high = LINE / (figure.get_figheight() * axes.get_position().height)
+    columns: list[list[tuple[float, float, Place]]] = []
+    end = 0.0
+    for x, y, place in sorted((*where.transform((place.x, place.y)), place) for place in places):
+        if columns and x < end:
+            columns[-1].append((x, y, place))
         else:
-            columns.append([name])
+            columns.append([(x, y, place)])
+        end = max(end, x + place.width)
     for column in columns:
-        for name, at in zip(column, kept_inside(apart([name.height for name in column], LINE), LINE), strict=True):
-            line = {"arrowstyle": "-", "color": name.colour, "linewidth": 0.6, "shrinkA": 0, "shrinkB": 3}
-            axes.annotate(name.text, (name.x, name.y), (name.x + name.side * GAP, at), xycoords="axes fraction",
-                          textcoords="axes fraction", va="center", ha="left" if name.side > 0 else "right",
-                          size=SMALL + 0.5, color=name.colour, parse_math=False, arrowprops=line)
+        heights = kept_inside(apart([y for _, y, _ in column], high), high)
+        for (x, y, place), at in zip(column, heights, strict=True):
+            line = {"arrowstyle": "-", "color": place.colour, "linewidth": 0.6, "shrinkA": 0, "shrinkB": 3,
+                    "relpos": (0, 0.5)}
+            axes.annotate(place.text, (x, y), (x + GAP, at), xycoords="axes fraction", textcoords="axes fraction",
+                          va="center", size=SMALL + 0.5, color=place.colour, parse_math=False, arrowprops=line,
+                          zorder=2, bbox={"facecolor": PAPER, "edgecolor": "none", "pad": 0.5})
 
 
 def kept_inside(places: Sequence[float], gap: float) -> list[float]:
@@ -159,7 +155,7 @@ def heights(axes: Axes, found: Found, lines: Sequence[Mapping[str, Any]]) -> Non
 
 def over_evaluations(axes: Axes, told: str) -> None:
     axes.set_xscale("log")
-    axes.margins(x=0.12)
+    axes.margins(x=0.06)
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=9))
     axes.xaxis.set_major_formatter(lambda tick, _: number(round(tick)) if tick >= 1 else f"{tick:g}")
     axes.xaxis.set_minor_locator(NullLocator())

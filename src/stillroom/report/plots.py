@@ -17,9 +17,9 @@ from stillroom.train.pictures import Array, array
 
 # Colours of the light page; the page swaps each for its variable, so that a figure follows the reader's dark mode.
 INK, MUTED, RULE, ACCENT, SECOND, BAD = "#1d2126", "#686f76", "#d8d5ce", "#b05a2b", "#2a6f77", "#b3261e"
-THIRD, FOURTH, FIFTH = "#5d4a9c", "#3a6ea5", "#7d8a2e"
-VARIABLES = {INK: "ink", MUTED: "muted", RULE: "rule", ACCENT: "accent", SECOND: "second", BAD: "bad", THIRD: "third",
-             FOURTH: "fourth", FIFTH: "fifth"}
+THIRD, FOURTH, FIFTH, PAPER = "#5d4a9c", "#3a6ea5", "#7d8a2e", "#fdfcfa"
+VARIABLES = {PAPER: "paper", INK: "ink", MUTED: "muted", RULE: "rule", ACCENT: "accent", SECOND: "second", BAD: "bad",
+             THIRD: "third", FOURTH: "fourth", FIFTH: "fifth"}
 DENSITY = "#8a9097"  # a grey that shows on light and on dark paper
 CLOUD = 4_000  # points drawn of one cloud
 NAME, SMALL = 10.5, 8.5  # points; the page shows a panel at about a quarter above its printed size
