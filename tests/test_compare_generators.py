@@ -382,7 +382,7 @@ def test_a_method_is_told_apart_from_the_teacher_by_its_runs_alone(both):
     at = {line["steps"]: line["spaces"][main]["frechet"] for line in lines}
     mean = sum(at.values()) / len(at)
     every = report.near(found, report.Cell(mean, max(at.values())), lines)
-    assert every == "; its runs do not tell it apart from the teacher at 1, 2, 8 and 18"
+    assert every == "; not told apart, by runs, from the teacher at 1, 2, 8 and 18"
     assert report.near(found, report.Cell(at[8], 1e-9), lines).endswith("the teacher at 8")
     assert report.near(found, report.Cell(at[8]), lines) == ""
 

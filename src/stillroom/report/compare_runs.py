@@ -274,7 +274,8 @@ def sentences(found: Found) -> list[str]:
                     f"{'; '.join(close)}.")
     single = [name for name in order if len(runs_of(found, name)) == 1]
     if single:
-        told.append(f"One run of {', '.join(single)}: what another seed would change is not known.")
+        whose = "each" if len(single) == len(order) > 1 else listed(single)
+        told.append(f"One run of {whose}: what another seed would change is not known.")
     return [*told, *found["about"]["notes"]]
 
 
@@ -291,8 +292,10 @@ def apart(a: Cell, b: Cell) -> bool:
 
 
 def against_teacher(found: Found, cells: Mapping[str, Cell], order: Sequence[str]) -> list[str]:
-    """How many of the teacher's steps a method stands for, at the guidance that it was to follow."""
-    told, several = [], len({line["guidance"] for line in found["teacher"]}) > 1
+    """How many of the teacher's steps a method stands for, at the guidance that it was to follow; methods of which the
+    same is to be said, in one sentence."""
+    alike: dict[str, list[str]] = {}
+    several = len({line["guidance"] for line in found["teacher"]}) > 1
     for name in order:
         runs = runs_of(found, name)
         guidance = runs[0]["guidance"]
@@ -307,18 +310,18 @@ def against_teacher(found: Found, cells: Mapping[str, Cell], order: Sequence[str
             steps = f"{best['steps']} step{'s' * (best['steps'] > 1)}"
             spent = "" if cost.mean is None else (f": {cost.text()} against {number(best['evaluations'])} evaluations "
                                                   "a sample")
-            told.append(f"{name} is no farther than {teacher} at {steps}{spent}{near(found, cells[name], lines)}.")
+            said = f"no farther than {teacher} at {steps}{spent}"
         else:
-            told.append(f"{name} is farther than {teacher} at any of these numbers of steps"
-                        f"{near(found, cells[name], lines)}.")
-    return told
+            said = f"farther than {teacher} at any of these numbers of steps"
+        alike.setdefault(said + near(found, cells[name], lines), []).append(name)
+    return [f"{listed(names)} {'are' if len(names) > 1 else 'is'} {said}." for said, names in alike.items()]
 
 
 def near(found: Found, cell: Cell, lines: Sequence[Measured]) -> str:
     """The teacher's numbers of steps that a method's runs do not tell it apart from; one run alone cannot say."""
     within = [str(line["steps"]) for line in lines if cell.deviation is not None
               and abs((quality(found, [line]).mean or 0) - (cell.mean or 0)) <= CLEAR * cell.deviation]
-    return f"; its runs do not tell it apart from the teacher at {listed(within)}" if within else ""
+    return f"; not told apart, by runs, from the teacher at {listed(within)}" if within else ""
 
 
 # ---- files, and the terminal ----
