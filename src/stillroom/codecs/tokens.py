@@ -36,7 +36,7 @@ def interpolating(model: Any, x: Tensor) -> Tensor:
 def unshuffled(model: Any, x: Tensor) -> Tensor:
     """A masked autoencoder's, of all patches in their own order: it hides none (mask_ratio 0) and sorts by `noise`."""
     count = x.shape[-2] * x.shape[-1] // model.config.patch_size**2
-    order = torch.arange(count, device=x.device, dtype=torch.float32).expand(len(x), -1)
+    order = torch.arange(count, device=x.device, dtype=torch.float32).expand(x.shape[0], -1)
     return model(x, noise=order, interpolate_pos_encoding=True).last_hidden_state
 
 
@@ -44,7 +44,7 @@ def in_rows(model: Any, x: Tensor) -> Tensor:
     """SigLIP 2 of any resolution takes patches in rows, each as [p, p, 3]."""
     p, (height, width) = model.config.patch_size, x.shape[-2:]
     rows = x.unflatten(3, (-1, p)).unflatten(2, (-1, p)).permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
-    shapes = torch.tensor([[height // p, width // p]], device=x.device).expand(len(x), -1)
+    shapes = torch.tensor([[height // p, width // p]], device=x.device).expand(x.shape[0], -1)
     return model(rows, None, shapes).last_hidden_state
 
 

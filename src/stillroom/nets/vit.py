@@ -107,7 +107,7 @@ class ViTDecoder(nn.Module):
         (height, width), p = z.shape[-2:], self.patch
         # The grid is 16 wide whatever its number of tokens: so released decoders measure places.
         h = self.enter(as_tokens(z)) + positions(height, width, len(self.extra), 16 / self.side).to(z.device)
-        h = torch.cat([self.extra.to(h).expand(len(h), 1, -1), h], 1)
+        h = torch.cat([self.extra.to(h).expand(h.shape[0], 1, -1), h], 1)    # len() pins an exported graph's batch
         for block in self.blocks:
             h = block(h)
         h = final(self.predict, self.norm(h)[:, 1:])

@@ -20,13 +20,15 @@ import numpy as np
 import onnxruntime
 
 encoder, decoder = (onnxruntime.InferenceSession(f"{half}.onnx") for half in ("encoder", "decoder"))
-pictures = np.random.uniform(-1, 1, (1, 3, 256, 320)).astype("float32")       # sides are multiples of FACTOR
+pictures = np.random.uniform(-1, 1, (1, 3, HEIGHT, WIDTH)).astype("float32")       # SIDES
 latents, = encoder.run(None, {"pictures": pictures})
 again, = decoder.run(None, {"latents": latents})
 print(latents.shape, again.shape)
 """
-FORM = """`encoder.onnx` takes pictures in [-1, 1], with sides that are multiples of {factor}, to latents on the
-diffusion side; `decoder.onnx` takes these to pictures. Batch, height and width are free. {checked}"""
+FORM = """`encoder.onnx` takes pictures in [-1, 1] to latents on the diffusion side; `decoder.onnx` takes these to
+pictures. {free} {checked}"""
+FREE = "Batch, height and width are free, the sides of pictures multiples of {factor}."
+FIXED = "Batch is free; pictures are of {height} x {width} pixels, of which the statistics of the latents are."
 
 
 class Encode(nn.Module):
@@ -54,10 +56,13 @@ def to_onnx(codec: Codec, folder: Path | str, card: Mapping[str, Any] | None = N
             raise Refusal(f"to write ONNX graphs, {package} is needed: pip install 'stillroom[onnx]'")
     f, c = codec.space.factor, codec.space.channels
     batch, height, width = Dim("batch", max=1024), Dim("height", max=4096), Dim("width", max=4096)
-    # Any two sizes that differ: equal ones would let the exporter take the sides for one.
+    if only := getattr(codec.encoder, "places", None):
+        (h, w), seen, sides = only, [(1, *only), (3, *only)], lambda step: {}
+    else:       # any two sides that differ: equal ones would let the exporter take them for one
+        (h, w), seen, sides = (6, 8), [(1, 5, 9), (3, 12, 4)], lambda step: {2: step * height, 3: step * width}
     halves = {
-        "encoder": (Encode(codec), f, torch.zeros(2, 3, 6 * f, 8 * f), {0: batch, 2: f * height, 3: f * width}),
-        "decoder": (Decode(codec), 1, torch.zeros(2, c, 6, 8), {0: batch, 2: height, 3: width}),
+        "encoder": (Encode(codec), f, torch.zeros(2, 3, h * f, w * f), {0: batch, **sides(f)}),
+        "decoder": (Decode(codec), 1, torch.zeros(2, c, h, w), {0: batch, **sides(1)}),
     }
     checkable = importlib.util.find_spec("onnxruntime") is not None
     with new_folder(folder) as new:
@@ -68,12 +73,20 @@ def to_onnx(codec: Codec, folder: Path | str, card: Mapping[str, Any] | None = N
             assert program is not None
             program.save(new / f"{name}.onnx", external_data=False)
             if checkable:
-                check(new / f"{name}.onnx", net, [(1, 5, 9), (3, 12, 4)], example.shape[1], step)
-        checked = (f"They equal the torch model to {TOLERANCE:g} of the range at sizes other than the traced one."
+                check(new / f"{name}.onnx", net, seen, example.shape[1], step)
+        others = "batches" if only else "batches and sizes"
+        checked = (f"They equal the torch model to {TOLERANCE:g} of the range at {others} other than the traced one."
                    if checkable else "They were not run: onnxruntime was not installed.")
-        form = FORM.format(factor=f, checked=checked)
-        write_card(new, codec, card, figures, form, SNIPPET.replace("FACTOR", str(f)), "onnx")
+        free = FIXED.format(height=h * f, width=w * f) if only else FREE.format(factor=f)
+        write_card(new, codec, card, figures, FORM.format(free=free, checked=checked), snippet(f, only), "onnx")
     return Path(folder)
+
+
+def snippet(factor: int, only: tuple[int, int] | None) -> str:
+    near = -(-256 // factor)        # latents of a picture of some 256 pixels
+    height, width = (side * factor for side in only or (near, near * 5 // 4))
+    told = "this size alone" if only else f"sides are multiples of {factor}"
+    return SNIPPET.replace("HEIGHT", str(height)).replace("WIDTH", str(width)).replace("SIDES", told)
 
 
 @torch.no_grad()
@@ -83,12 +96,22 @@ def check(file: Path, net: nn.Module, grids: list[tuple[int, int, int]], channel
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 4      # what fails is told here, in a line
     session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
     random = torch.Generator().manual_seed(0)
     for batch, height, width in grids:
         x = torch.rand(batch, channels, height * step, width * step, generator=random) * 2 - 1
         mine = net(x)
-        theirs = torch.from_numpy(session.run(None, {session.get_inputs()[0].name: x.numpy()})[0])
+        try:
+            theirs = torch.from_numpy(session.run(None, {session.get_inputs()[0].name: x.numpy()})[0])
+        except Exception as error:      # of onnxruntime's own classes
+            told = " ".join(str(error).split())[:200]
+            raise Refusal(f"{file.name} does not run at {list(x.shape)}, other than the traced shape, and nothing is "
+                          f"written: export it to diffusers ({told})") from error
+        if theirs.shape != mine.shape:
+            raise Refusal(f"{file.name} answers {list(theirs.shape)} at {list(x.shape)}, and torch {list(mine.shape)}; "
+                          "nothing is written")
         error = float((mine - theirs).abs().max() / (mine.max() - mine.min()).clamp(min=1e-12))
-        if theirs.shape != mine.shape or not error <= TOLERANCE:
-            raise RuntimeError(f"{file.name} differs from torch by {error:.2g} of the range at {list(x.shape)}")
+        if not error <= TOLERANCE:
+            raise Refusal(f"{file.name} differs from torch by {error:.2g} of the range at {list(x.shape)}; nothing is "
+                          "written")
