@@ -120,6 +120,23 @@ def test_the_snippet_draws_our_own_picture(home, pictures, family, form):
     assert np.abs(ours - theirs).max() <= 0.51
 
 
+@pytest.mark.parametrize("form", ["whole", "adapters"])
+def test_the_snippet_draws_it_too_where_parts_lie_in_half_precision(home, pictures, tmp_path, form):
+    """Those of transformers would come in it, and the others in float32."""
+    from transformers import CLIPTextModel
+
+    out, teacher = tmp_path / "out", tmp_path / "teacher"
+    shutil.copytree(home / f"sd-{form}-out", out)
+    shutil.copytree(home / "sd", teacher)
+    for place in (teacher, out):
+        if (place / "text_encoder").is_dir():
+            CLIPTextModel.from_pretrained(place / "text_encoder").half().save_pretrained(place / "text_encoder")
+    (out / "README.md").write_text((out / "README.md").read_text().replace(str(home / "sd"), str(teacher)))
+    done = python("-c", DRIVER, out)
+    assert done.returncode == 0, done.stderr
+    assert np.abs(np.asarray(Image.open(out / "picture.png")).astype(float) - pictures["sd", form]).max() <= 2
+
+
 @pytest.mark.parametrize(("family", "form"), RUNS)
 def test_the_card_of_the_run_runs_and_tells_the_way_into_the_pipeline(home, monkeypatch, family, form):
     run = home / f"{family}-{form}"
@@ -144,7 +161,7 @@ def test_the_card_says_what_was_measured(home, family, form):
     assert times in text and f"guidance_scale={3.5 if family == 'flux' else 1.0}" in text
     assert ("max_sequence_length=8" in text) == (not chains)
     assert "guidance of the teacher: 2; it is in the weights" in text
-    without = re.search(r"Without the line that sets `init_noise_sigma`.* by (\S+)\.", text)
+    without = re.search(r"Without the line that sets `init_noise_sigma`.* by (\S+) of their norm in", text)
     assert (without is not None) == chains and (without is None or 1e-5 < float(without[1]) < 0.02)
     named = "LCMScheduler" if chains else "FlowMatchEulerDiscreteScheduler"
     assert json.loads((home / f"{family}-{form}-out/scheduler/scheduler_config.json").read_text())[
@@ -227,11 +244,31 @@ def test_an_uneven_plan_keeps_its_times(home, tmp_path):
     text = exported(FewStep([teacher.denoiser], teacher.shape, [times, plan(2)], "renoise"), home, "sd3", tmp_path)
     assert "3 steps: `num_inference_steps=3, sigmas=[1.0, 0.9, 0.4]`" in text and measured(text) < 3e-6
     assert "2 steps: `num_inference_steps=2, sigmas=[1.0, 0.5]`" in text
+    assert re.search(r"own sampler by \S+ of their norm in 3 steps, \S+ of their norm in 2 steps, measured", text)
     teacher = teacher_of(home, "sd")
     text = exported(FewStep([teacher.denoiser], teacher.shape, [times], "renoise"), home, "sd", tmp_path / "sd")
     assert "timesteps=[999, 899, 399]" in text and measured(text) < 3e-6
     with pytest.raises(Refusal, match="not evenly spaced, and its scheduler takes no others"):
         exported(FewStep([teacher.denoiser], teacher.shape, [times], "ode"), home, "sd", tmp_path / "ode")
+
+
+def test_every_plan_is_held_against_the_pipeline(home, tmp_path, monkeypatch):
+    teacher = teacher_of(home, "sd")
+    model = FewStep([teacher.denoiser], teacher.shape, [plan(1), plan(3)], "renoise")
+    text = exported(model, home, "sd", tmp_path)
+    one, three = (float(found) for found in re.findall(r"by (\S+) of their norm in one step, (\S+) of", text)[0])
+    assert one < 3e-6 and 1e-5 < three < 2e-2       # of 1000 timesteps, no third
+    monkeypatch.setattr("stillroom.flows.export.folder.MOST", 1e-5)
+    with pytest.raises(Refusal, match=r"% of their norm apart in 3 steps; it cannot be exported"):
+        exported(model, home, "sd", tmp_path / "refused")
+
+
+def test_several_plans_that_go_on_with_their_own_noise_keep_it(home, tmp_path):
+    """One step is the same in both of a chain's schedulers, and the others are not."""
+    teacher = teacher_of(home, "sdxl")
+    text = exported(FewStep([teacher.denoiser], teacher.shape, [plan(1), plan(4)], "ode"), home, "sdxl", tmp_path)
+    assert json.loads((tmp_path / "out/scheduler/scheduler_config.json").read_text())["_class_name"] == "DDIMScheduler"
+    assert "in one step, " in text and "in 4 steps, measured" in text and measured(text) < 3e-6
 
 
 @pytest.mark.parametrize("family", ["sdxl", "flux"])
@@ -362,7 +399,7 @@ def test_a_run_moved_from_its_teacher_is_told_where_it_is(home, tmp_path):
     told = stillroom("export", home / "flux-adapters", "--to diffusers --out", tmp_path / "x", "--teacher",
                      tmp_path / "moved")
     assert told.code == 0, told.err
-    assert f"FluxPipeline.from_pretrained('{tmp_path / 'moved'}')" in (tmp_path / "x/README.md").read_text()
+    assert f"FluxPipeline.from_pretrained('{tmp_path / 'moved'}', " in (tmp_path / "x/README.md").read_text()
 
 
 # ---- comparing ----

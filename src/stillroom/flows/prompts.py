@@ -57,7 +57,7 @@ class Prompts:
 
 def read_lines(file: Path) -> tuple[str, ...]:
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        lines = file.read_text(encoding="utf-8-sig").splitlines()     # files of Windows' editors bear a mark
     except (OSError, UnicodeDecodeError) as error:
         raise Refusal(f"{file}: no readable text file ({error}); give one with a prompt on each line") from error
     if not (texts := tuple(text for line in lines if (text := line.strip()))):

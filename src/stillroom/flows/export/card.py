@@ -12,8 +12,10 @@ from stillroom.flows.export.schedulers import Steps
 from stillroom.flows.folders import DiffusersNet
 from stillroom.flows.prompted import PromptedNet
 
-LOAD_ALL = """pipe = {pipeline}.from_pretrained(".")       # this folder, or its name on the hub"""
-LOAD_LORA = """pipe = {pipeline}.from_pretrained({teacher!r})       # the teacher
+# Parts of a folder in half precision come in that of transformers', and in float32 of diffusers', unless one is named.
+LOAD_ALL = """# this folder, or its name on the hub
+pipe = {pipeline}.from_pretrained(".", torch_dtype=torch.float32)"""
+LOAD_LORA = """pipe = {pipeline}.from_pretrained({teacher!r}, torch_dtype=torch.float32)       # the teacher
 pipe.scheduler = {scheduler}.from_pretrained(".", subfolder="scheduler")       # this folder, or its name on the hub
 pipe.load_lora_weights(".")"""
 START = """pipe.scheduler.init_noise_sigma = {start:.6f}       # the noise that it was trained from"""
@@ -25,10 +27,11 @@ TITLES = ("title", "teacher", "guidance", "licence", "shape", "classes", "encodi
 
 @dataclass(frozen=True)
 class Told:
-    """Distances between the pipeline's latents and the student's, over the norm of the latter."""
+    """Distances between the pipeline's latents and the student's, over the norm of the latter, by the number of
+    steps."""
 
-    called: float           # as the card says
-    plainly: float | None   # without the line for the first noise, where there is one
+    called: Mapping[int, float]             # as the card says
+    plainly: Mapping[int, float] | None     # without the line for the first noise, where there is one
 
 
 def write_card(new: Path, net: PromptedNet | DiffusersNet, kind: Kind, steps: Steps, told: Told, teacher: str,
@@ -90,10 +93,15 @@ def snippet(net: PromptedNet | DiffusersNet, kind: Kind, steps: Steps, call: Map
 
 def against(steps: Steps, told: Told) -> str:
     lines = ["From one noise, the pipeline's latents differ from those of stillroom's own sampler by "
-             f"{told.called:.1e} of their norm, measured when this was written."]
+             f"{by_steps(told.called)}, measured when this was written."]
     if told.plainly is not None:
         lines.append("Without the line that sets `init_noise_sigma`, which pipelines have at 1, they differ by "
-                     f"{told.plainly:.1e}.")
+                     f"{by_steps(told.plainly)}.")
     if steps.rounded > 1e-9:
         lines.append(f"The scheduler takes whole timesteps: a time is up to {steps.rounded:.1e} from the student's.")
     return "\n".join(lines)
+
+
+def by_steps(found: Mapping[int, float]) -> str:
+    far = [f"{value:.1e} of their norm in {in_steps(count)}" for count, value in found.items()]
+    return ", ".join(far)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from stillroom.flows.export.card import Told, write_card
+from stillroom.flows.export.card import Told, in_steps, write_card
 from stillroom.flows.export.pipelines import Kind, bare_pipeline, difference, hushed, kind_of, network
 from stillroom.flows.export.schedulers import Steps, Student, steps_of, student_in
 from stillroom.flows.families import pipeline_class
@@ -51,15 +51,20 @@ def to_pipeline(model: nn.Module, folder: Path | str, teacher: str, card: Mappin
 def measured(student: Student, net: PromptedNet | DiffusersNet, pipe: Any, kind: Kind, steps: Steps,
              name: str) -> Told:
     """How far the pipeline is from the student, called as the card says; and without the line for its first noise."""
-    plainly = difference(student, net, pipe, kind, steps.trial) if steps.start != 1 else None
+    def differences() -> dict[int, float]:
+        return {trial.steps: difference(student, trial, net, pipe, kind, call)
+                for trial, call in zip(student.trials, steps.trials, strict=True)}
+
+    plainly = differences() if steps.start != 1 else None
     if kind.scales_start:
         pipe.scheduler.init_noise_sigma = steps.start
-        found = difference(student, net, pipe, kind, steps.trial)
+        found = differences()
     else:
-        found = difference(student, net, pipe, kind, steps.trial) if plainly is None else plainly
-    if not found <= MOST:
-        raise Refusal(f"{name}: a {kind.pipeline} with its {type(pipe.scheduler).__name__} would draw other samples, "
-                      f"{100 * found:.2g} % of their norm apart; it cannot be exported")
+        found = differences() if plainly is None else plainly
+    for count, far in found.items():
+        if not far <= MOST:
+            raise Refusal(f"{name}: a {kind.pipeline} with its {type(pipe.scheduler).__name__} would draw other "
+                          f"samples, {100 * far:.2g} % of their norm apart in {in_steps(count)}; it cannot be exported")
     return Told(found, plainly if kind.scales_start else None)
 
 

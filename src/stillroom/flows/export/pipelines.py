@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from stillroom.flows.export.schedulers import Student
+from stillroom.flows.export.schedulers import Student, Trial
 from stillroom.flows.families import FAMILIES
 from stillroom.flows.folders import DiffusersNet
 from stillroom.flows.prompted import PromptedNet
@@ -84,8 +84,8 @@ def seeded(seed: int) -> Iterator[None]:
 
 
 @torch.no_grad()
-def difference(student: Student, net: PromptedNet | DiffusersNet, pipe: Any, kind: Kind, call: Mapping[str, Any],
-               count: int = 2, seed: int = 0) -> float:
+def difference(student: Student, trial: Trial, net: PromptedNet | DiffusersNet, pipe: Any, kind: Kind,
+               call: Mapping[str, Any], count: int = 2, seed: int = 0) -> float:
     """Norm of the difference between the pipeline's latents and the student's, of one noise, over that of these."""
     y = None if net.classes is None else torch.arange(count) % net.classes
     given = isinstance(net, PromptedNet)        # pipelines of prompts are handed their first noise, others draw it
@@ -101,7 +101,7 @@ def difference(student: Student, net: PromptedNet | DiffusersNet, pipe: Any, kin
             return drawn[k]
 
         noise(0)
-        own = student.draw(noise, y)
+        own = trial.draw(noise, y)
     with seeded(seed), last_state(pipe.scheduler) as states:
         asked(pipe, net, kind, call, z, y)
     theirs = unpatchify(states[-1], 2, *z.shape[-2:]) if packed else states[-1]

@@ -25,6 +25,18 @@ TRIED = 4
 
 
 @dataclass(frozen=True)
+class Trial:
+    """Along these times it draws as the pipeline shall."""
+
+    times: tuple[float, ...]
+    draw: Draws
+
+    @property
+    def steps(self) -> int:
+        return len(self.times) - 1
+
+
+@dataclass(frozen=True)
 class Student:
     """A generator or flow as a pipeline could have it: one network along plans of times."""
 
@@ -35,8 +47,7 @@ class Student:
     plans: Sequence[tuple[float, ...]]
     move: Move
     shift: float
-    trial: tuple[float, ...]        # the plan that `draw` follows
-    draw: Draws
+    trials: Sequence[Trial]         # of all plans; of a flow's many steps, of a few
 
 
 def student_in(model: nn.Module, name: str) -> Student:
@@ -45,8 +56,8 @@ def student_in(model: nn.Module, name: str) -> Student:
         if model.asked != 1:
             raise Refusal(f"{name}: its network is asked at time {model.asked:g} and answers for time 1, which no "
                           "scheduler does; it cannot be exported")
-        return Student(model.net, model.path, model.prediction, model.shape, [(1.0, 0.0)], "ode", 1.0, (1.0, 0.0),
-                       model.drawing(1.0, None, None))
+        one = Trial((1.0, 0.0), model.drawing(1.0, None, None))
+        return Student(model.net, model.path, model.prediction, model.shape, [one.times], "ode", 1.0, [one])
     if isinstance(model, FewStep):
         if len(model.denoisers) > 1:
             raise Refusal(f"{name}: it has {len(model.denoisers)} experts, and a pipeline has one network; it "
@@ -54,9 +65,9 @@ def student_in(model: nn.Module, name: str) -> Student:
         if model.move == "jump":
             raise Refusal(f"{name}: its network is told two times, and those of pipelines one; it cannot be exported")
         one = plain(model.denoisers[0], name)
-        plans = list(model.plans.values())
-        return Student(one.net, one.path, one.prediction, model.shape, plans, model.move, 1.0, plans[0],
-                       model.drawing(1.0, None, None))
+        trials = [Trial(times, model.drawing(1.0, steps, None)) for steps, times in model.plans.items()]
+        return Student(one.net, one.path, one.prediction, model.shape, [trial.times for trial in trials], model.move,
+                       1.0, trials)
     if isinstance(model, Flow):
         one = plain(model.denoiser, name)
         times, few = (model.times(model.denoiser, k) for k in (model.steps, min(model.steps, TRIED)))
@@ -66,7 +77,7 @@ def student_in(model: nn.Module, name: str) -> Student:
             return samplers[model.sampler](one, start, few, y)
 
         return Student(one.net, one.path, one.prediction, model.shape, [tuple(times.tolist())], "ode", model.shift,
-                       tuple(few.tolist()), draw)
+                       [Trial(tuple(few.tolist()), draw)])
     what = type(model).__name__ if isinstance(model, Generator) else f"product of {type(model).__name__}"
     raise Refusal(f"{name}: a {what} is no one network along a plan of times, as pipelines are; it cannot be "
                   "exported")
@@ -86,7 +97,7 @@ def plain(denoiser: nn.Module, name: str) -> Denoiser:
 class Steps:
     scheduler: Any
     calls: Sequence[Mapping[str, Any]]      # what a pipeline is called with, plan by plan
-    trial: Mapping[str, Any]
+    trials: Sequence[Mapping[str, Any]]     # and trial by trial
     start: float                            # deviation of the noise that it starts from
     rounded: float                          # largest distance between a time of a plan and what the scheduler takes
 
@@ -112,10 +123,14 @@ def of_flow(student: Student, scale: float, takes_times: bool, name: str) -> Ste
     scheduler = FlowMatchEulerDiscreteScheduler(
         num_train_timesteps=round(scale), shift=s, stochastic_sampling=student.move == "renoise")
     calls = []
-    for times in (*student.plans, student.trial):
+    for times in every_plan(student):
         sigmas = shift(torch.tensor(times[:-1], dtype=torch.float64), 1 / s).tolist()
         calls.append({"num_inference_steps": len(sigmas), "sigmas": [round(u, 9) for u in sigmas]})
-    return Steps(scheduler, calls[:-1], calls[-1], 1.0, 0.0)
+    return Steps(scheduler, calls[: len(student.plans)], calls[len(student.plans) :], 1.0, 0.0)
+
+
+def every_plan(student: Student) -> list[tuple[float, ...]]:
+    return [*student.plans, *(trial.times for trial in student.trials)]
 
 
 def best_shift(student: Student) -> float:
@@ -143,14 +158,14 @@ def of_chain(student: Student, takes_times: bool, name: str) -> Steps:
         "trained_betas": list(path.betas) or None, "prediction_type": NAMES[student.prediction], "clip_sample": False,
         "set_alpha_to_one": True, "steps_offset": 1}
     # one step is the same in both, and only the first can be asked for it by its timestep
-    consistent = student.move == "renoise" or len(student.trial) == 2
+    consistent = student.move == "renoise" or all(len(times) == 2 for times in every_plan(student))
     scheduler: Any
     if consistent:
         scheduler = LCMScheduler(**same, original_inference_steps=count, timestep_scaling=LARGE)
     else:
         scheduler = DDIMScheduler(**same, timestep_spacing="trailing")
     calls, rounded = [], 0.0
-    for times in (*student.plans, student.trial):
+    for times in every_plan(student):
         wanted, call = [count * t - 1 for t in times[:-1]], {"num_inference_steps": len(times) - 1}
         scheduler.set_timesteps(len(wanted))
         asked = [round(k) for k in wanted]
@@ -167,4 +182,4 @@ def of_chain(student: Student, takes_times: bool, name: str) -> Steps:
         rounded = max(rounded, *(abs(a - k) / count for a, k in zip(asked, wanted, strict=True)))
         calls.append(call)
     start = float(path.at(torch.tensor(student.plans[0][0], dtype=torch.float64)).sigma)
-    return Steps(scheduler, calls[:-1], calls[-1], start, rounded)
+    return Steps(scheduler, calls[: len(student.plans)], calls[len(student.plans) :], start, rounded)
