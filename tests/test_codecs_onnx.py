@@ -16,9 +16,6 @@ from stillroom.nets.coding import Decoder, Encoder
 from stillroom.nets.vit import ViT, ViTDecoder
 from stillroom.settings import Refusal
 
-pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")      # of the exporter's own
-
-
 @pytest.fixture(autouse=True)
 def without_gradients():
     with torch.no_grad():

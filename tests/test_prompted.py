@@ -181,7 +181,9 @@ def test_text_encoders_are_loaded_whole_or_not_at_all(home, tmp_path):
     first = sorted(weights)[0]
     save_file({k: w for k, w in weights.items() if k != first}, file, metadata={"format": "pt"})
     assert "the weights do not fit the config.json: 1 missing" in refused(*words, folder)
-    file.unlink()
+    named = file.rename(folder / "text_encoder/model.fp16.safetensors")
+    assert "model.safetensors is missing; there is model.fp16.safetensors: rename it" in refused(*words, folder)
+    named.unlink()
     assert "transformers cannot load it" in refused(*words, folder)
     shutil.rmtree(folder / "text_encoder")
     assert "is missing: prompts are cached with the text encoders" in refused(*words, folder)

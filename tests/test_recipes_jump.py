@@ -233,7 +233,10 @@ def test_boot_is_asked_for_no_more_than_one_step(capsys, tmp_path, flag):
     (tmp_path / "more.toml").write_text("student_steps = 8")
     assert main([*asked, "--config", str(tmp_path / "more.toml")]) == 2
     assert "'student_steps' is not a setting: BOOT makes one step" in capsys.readouterr().err
-    assert main([*asked, "--data", "none"]) == 2
+    for none in (["--data", "none"], ["--data=none"]):          # is what is so
+        assert main([*asked, *none]) == 2
+        assert "ring:4: it has no network for a student to start from" in capsys.readouterr().err
+    assert main([*asked, "--data", "digits"]) == 2
     assert "--data is not a setting: BOOT needs none; leave it out" in capsys.readouterr().err
     assert main([*asked, "--student-stebs", "8"]) == 2          # what no recipe has is answered by the nearest
     assert "did you mean" in capsys.readouterr().err

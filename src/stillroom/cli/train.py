@@ -9,7 +9,7 @@ from pathlib import Path
 from stillroom import recipes
 from stillroom.cli.flags import parse, take, take_value
 from stillroom.recipes import find, listing
-from stillroom.settings import Refusal, Run, expanded, nearest, read_toml
+from stillroom.settings import Refusal, Run, absent, expanded, nearest, read_toml
 from stillroom.settings.limits import Place, places_of
 
 
@@ -43,9 +43,21 @@ def run(word: str, arguments: list[str]) -> int:
     also = f"Also: --config FILE.toml, {presets}--plan (cost only), --quiet."
     description = f"{inspect.cleandoc(doc_of(recipe))}\n\n{also}"
     file = None if config is None else Path(config)
+    if absent(recipe.Settings, "data"):
+        rest = without_none(rest)
     settings = parse(recipe.Settings, rest, command, description, file, also=("recipe",))
     settings = anchored(settings)
     return print_plan(recipe, settings, quiet) if plan else start(recipe, settings, name, quiet)
+
+
+def without_none(arguments: list[str]) -> list[str]:
+    """Without `--data none`, which says of a recipe that takes no data what is so: one line serves all recipes."""
+    for i, argument in enumerate(arguments):
+        if argument == "--data=none":
+            return arguments[:i] + arguments[i + 1 :]
+        if [argument, *arguments[i + 1 : i + 2]] == ["--data", "none"]:
+            return arguments[:i] + arguments[i + 2 :]
+    return arguments
 
 
 def presets_of(recipe: str) -> dict[str, Path]:

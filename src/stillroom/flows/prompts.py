@@ -214,6 +214,7 @@ def encoding_pipeline(root: Path, family: Family, dtype: torch.dtype, device: st
 
 def encoder(root: Path, index: Mapping[str, Any], part: str) -> Any:
     """With all of its weights and no others: transformers itself would draw missing ones at random."""
+    require_weights(root / part)
     model, info = component(root, index, part, output_loading_info=True, dtype=torch.float32, use_safetensors=True)
     wrong = [f"{len(info[kind])} {kind.replace('_', ' ')} ({', '.join(map(str, list(info[kind])[:3]))})"
              for kind in ("missing_keys", "unexpected_keys", "mismatched_keys") if info[kind]]
@@ -222,6 +223,14 @@ def encoder(root: Path, index: Mapping[str, Any], part: str) -> Any:
     return model.eval()
 
 
+def require_weights(place: Path) -> None:
+    """Where they lie under another name, transformers would say that there are none."""
+    if not (place / WEIGHTS).is_file() and not (place / f"{WEIGHTS}.index.json").is_file():
+        if others := ", ".join(sorted(f.name for f in place.glob("*.safetensors"))):
+            raise Refusal(f"{place}: {WEIGHTS} is missing; there is {others}: rename it")
+
+
+WEIGHTS = "model.safetensors"
 KNOWN = ("CLIPTextModel", "CLIPTextModelWithProjection", "T5EncoderModel", "CLIPTokenizer", "CLIPTokenizerFast",
          "T5Tokenizer", "T5TokenizerFast")
 

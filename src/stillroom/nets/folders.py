@@ -35,8 +35,9 @@ def local_folder(folder: str | File, wanted: Sequence[str]) -> File:
         ))
     except Exception as error:
         raise Refusal(
-            f"{folder} is no local folder, and fetching it from the hub failed ({type(error).__name__}: "
-            f"{str(error)[:200]}); download it elsewhere and give its folder"
+            f"nothing lies at {folder} here, and as a name on the hub it could not be fetched "
+            f"({type(error).__name__}: {' '.join(str(error).split())[:200]}); give the folder of one that was "
+            "downloaded elsewhere"
         ) from error
 
 

@@ -73,10 +73,17 @@ class GuidanceLora(Distillation):
             raise Refusal(f"teacher {self.settings.teacher}: it was trained without labels, so that there is no "
                           "guidance to distil; give a class-conditional flow")
 
+    def told_strength(self) -> Denoiser:
+        s = self.settings
+        try:
+            return self.saving(widened(self.origin, "guided"))
+        except Refusal as refusal:
+            raise Refusal(f"strongest {s.strongest:g}: teacher {s.origin or s.teacher}: {refusal}; leave it out") from None
+
     def begun(self) -> Denoiser:
         """On the teacher's own weights where they are those it starts from: then they are held once."""
         s = self.settings
-        student = self.saving(widened(self.origin, "guided")) if s.strongest > 1 else self.begun_whole()
+        student = self.told_strength() if s.strongest > 1 else self.begun_whole()
         if not s.lora or s.origin:
             return adapted(student, s.lora)
         tie(student.net, self.origin.net)

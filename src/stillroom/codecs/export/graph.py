@@ -1,7 +1,10 @@
 """ONNX graphs of both halves: batch, height and width are free, pictures in [-1, 1], latents on the diffusion side."""
 
 import importlib.util
-from collections.abc import Mapping, Sequence
+import logging
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -68,8 +71,9 @@ def to_onnx(codec: Codec, folder: Path | str, card: Mapping[str, Any] | None = N
     with new_folder(folder) as new:
         for name, (net, step, example, free) in halves.items():
             names = ("pictures", "latents") if name == "encoder" else ("latents", "pictures")
-            program = torch.onnx.export(net.eval(), (example,), dynamo=True, dynamic_shapes=(free,), verbose=False,
-                                        input_names=names[:1], output_names=names[1:])
+            with quiet():
+                program = torch.onnx.export(net.eval(), (example,), dynamo=True, dynamic_shapes=(free,), verbose=False,
+                                            input_names=names[:1], output_names=names[1:])
             assert program is not None
             program.save(new / f"{name}.onnx", external_data=False)
             if checkable:
@@ -80,6 +84,20 @@ def to_onnx(codec: Codec, folder: Path | str, card: Mapping[str, Any] | None = N
         free = FIXED.format(height=h * f, width=w * f) if only else FREE.format(factor=f)
         write_card(new, codec, card, figures, FORM.format(free=free, checked=checked), snippet(f, only), "onnx")
     return Path(folder)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """The exporter has a line for each operator of packages that no codec needs, and warns of its own old calls."""
+    log = logging.getLogger("torch.onnx")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
+    finally:
+        log.setLevel(level)
 
 
 def snippet(factor: int, only: tuple[int, int] | None) -> str:
