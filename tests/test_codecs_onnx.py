@@ -16,6 +16,7 @@ from stillroom.nets.coding import Decoder, Encoder
 from stillroom.nets.vit import ViT, ViTDecoder
 from stillroom.settings import Refusal
 
+
 @pytest.fixture(autouse=True)
 def without_gradients():
     with torch.no_grad():

@@ -342,6 +342,25 @@ def test_experts_of_a_phase_take_all_of_its_steps_when_drawn_from(teacher):
         assert torch.allclose(few.drawing(1.0, None, None)(lambda _: z, y), x, atol=1e-5)
 
 
+def test_phases_without_a_step_of_their_expert_are_refused(teacher):
+    with pytest.raises(Refusal, match="steps 7: a phase has 1 of them, and its expert moves once in 2"):
+        PhasedDMD(settings_of(PhasedDMD, teacher, student_steps=4, steps=7))
+
+
+def test_the_variance_told_is_that_of_the_batch_of_all_processes(teacher, monkeypatch):
+    """Told of each process's part, it would be less; of a part of one sample, nothing."""
+    x, y, told = torch.randn(64, 2, generator=torch.Generator().manual_seed(0)), torch.arange(64) % 2, []
+    for part in (slice(None), slice(0, 1)):
+        made = DecoupledDMD(settings_of(DecoupledDMD, teacher, shield="none", batch=len(x[part])))
+        turn = turn_of(made, "student")
+        monkeypatch.setattr(turn, "mean", lambda z: x.mean(0) if z.ndim else z, raising=False)
+        made.k = 0
+        made.followed(x[part].clone().requires_grad_(), y[part], turn)
+        told.append(float(turn.told["samples/variance"]))
+    assert told[0] == pytest.approx(float(x.var(0, correction=0).mean()), rel=1e-5)
+    assert told[1] == pytest.approx(float((x[0] - x.mean(0)).square().mean()), rel=1e-5)
+
+
 def test_phases_are_equal_shares_of_the_students_steps(teacher):
     with pytest.raises(Refusal, match="phases 3: 4 student steps have no equal shares for as many"):
         PhasedDMD(settings_of(PhasedDMD, teacher, student_steps=4, phases=3))

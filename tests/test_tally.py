@@ -1,6 +1,8 @@
 """Evaluations: that each network is counted under its own name, however it is asked, and that runs say what they took.
 """
 
+from collections import Counter
+
 import pytest
 import torch
 
@@ -11,6 +13,7 @@ from stillroom.flows import Bare, Denoiser, FewStep, Flow, Guided, Mixture, OneS
 from stillroom.nets import MLP, Lora
 from stillroom.paths import Linear
 from stillroom.recipes.consistency import Consistency
+from stillroom.recipes.disback import DisBack
 from stillroom.recipes.dmd import DMD
 from stillroom.recipes.drifting import Drifting
 from stillroom.recipes.flow import FlowMatching
@@ -18,6 +21,8 @@ from stillroom.recipes.msd import MSD
 from stillroom.settings import Optimizer
 from stillroom.settings.files import read_json
 from stillroom.train import Silent, start
+from stillroom.train.loop import Trainer
+from stillroom.train.world import World
 
 PLAIN = {"precision": "float32", "device": "cpu", "log_every": 5}
 
@@ -119,6 +124,25 @@ def test_positives_of_the_teacher_are_counted_and_once(tmp_path, teacher):
 def test_every_student_has_a_line_of_its_own(tmp_path, teacher):
     found = evaluations(MSD, tmp_path, teacher=teacher, students=2, steps=4)
     assert found == {"student 0": 80, "student 1": 80, "fake 0": 120, "fake 1": 120, "teacher": 80}
+
+
+def test_what_recipes_within_a_recipe_hold_is_counted(tmp_path, teacher):
+    """The kept networks of DisBack's way, which are no roles."""
+    way = {"teacher": teacher, "steps": 16, "every": 2}
+    options = {"record": 6, "kept": 1, "advance": 2}
+    alone = evaluations(DisBack, tmp_path / "alone", **way, **options)
+    two = evaluations(MSD, tmp_path / "two", inner="disback", students=2, teacher=teacher, steps=16,
+                      options=tuple(f"{k}={v}" for k, v in {**options, "every": 2}.items()))
+    assert alone["teacher"] == 5 * 20       # of 10 steps that follow the record, every second
+    assert sum(two.values()) == 2 * sum(alone.values()) and two["teacher"] == 2 * alone["teacher"]
+
+
+def test_evaluations_are_of_all_processes_whatever_their_number_was_before():
+    trainer = Trainer.__new__(Trainer)
+    trainer.world, trainer.tally = World(0, 2, torch.device("cpu")), Tally()
+    trainer.tally.counts["student"] = 5
+    trainer.asked_before = Counter({"student": 100, "teacher": 3})
+    assert trainer.evaluations() == {"student": 110, "teacher": 3}
 
 
 def test_a_resumed_run_counts_as_one_that_never_stopped(tmp_path, teacher):

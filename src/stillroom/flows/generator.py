@@ -44,6 +44,11 @@ class Generator(nn.Module):
         return torch.cat(out)
 
 
+def drawn_at_once(batch: int) -> int:
+    """Samples that a run of this batch draws together: without gradients one takes a part of a step's memory."""
+    return min(256, 4 * batch)
+
+
 def noises(shape: tuple[int, ...], first: int, count: int, seed: int, device: torch.device) -> Noise:
     """Those of samples first, ..., first+count-1: each sample has its own in every step."""
     return lambda k: noise_of(shape, first, count, seed if k == 0 else seed_of(seed, "step", k)).to(device)

@@ -225,9 +225,9 @@ def encoder(root: Path, index: Mapping[str, Any], part: str) -> Any:
 
 def require_weights(place: Path) -> None:
     """Where they lie under another name, transformers would say that there are none."""
-    if not (place / WEIGHTS).is_file() and not (place / f"{WEIGHTS}.index.json").is_file():
-        if others := ", ".join(sorted(f.name for f in place.glob("*.safetensors"))):
-            raise Refusal(f"{place}: {WEIGHTS} is missing; there is {others}: rename it")
+    known = any((place / name).is_file() for name in (WEIGHTS, f"{WEIGHTS}.index.json"))
+    if not known and (others := ", ".join(sorted(f.name for f in place.glob("*.safetensors")))):
+        raise Refusal(f"{place}: {WEIGHTS} is missing; there is {others}: rename it")
 
 
 WEIGHTS = "model.safetensors"

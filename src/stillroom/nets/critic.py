@@ -2,6 +2,8 @@
 
 from torch import Tensor, nn
 
+from stillroom.settings import Refusal
+
 LEVELS = 3              # that halve the picture's sides
 
 
@@ -10,6 +12,8 @@ class PatchCritic(nn.Module):
     picture: BatchNorm would tie the samples of a batch together."""
 
     def __init__(self, width: int):
+        if width % 2:
+            raise Refusal(f"a critic of width {width}: an even one is needed, for groups of channels in its norms")
         super().__init__()
         layers: list[nn.Module] = [nn.Conv2d(3, width, 4, 2, 1), nn.LeakyReLU(0.2)]
         for level in range(1, LEVELS):

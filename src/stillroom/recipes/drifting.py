@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 from stillroom import match
 from stillroom.data import Source, Stream, Tensors, at_most, encoding_card, sample
-from stillroom.flows import Denoiser, Flow, OneStep, Tally, require, student_of
+from stillroom.flows import Denoiser, Flow, OneStep, Tally, drawn_at_once, require, student_of
 from stillroom.match.taps import TAPS, Vectors, of_map, problems
 from stillroom.measure import participation_ratio
 from stillroom.nets.bank import Bank
@@ -410,7 +410,7 @@ class Drifting(Recipe):
             self.early.module.load_state_dict({k: full(v) for k, v in self.mean.module.state_dict().items()})
 
     def preview(self):
-        return {"samples": cast(OneStep, self.mean.module).sample(64)}
+        return {"samples": cast(OneStep, self.mean.module).sample(64, batch=drawn_at_once(self.settings.batch))}
 
     def product(self):
         s = self.settings

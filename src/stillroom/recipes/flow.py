@@ -22,7 +22,7 @@ import torch
 
 from stillroom.codecs.store import write_store
 from stillroom.data import Latents, encoding_card, sample
-from stillroom.flows import Denoiser, Flow, check, denoising_loss
+from stillroom.flows import Denoiser, Flow, check, denoising_loss, drawn_at_once
 from stillroom.flows.gate import BINS
 from stillroom.nets import DDT, MLP, DiT, UNet
 from stillroom.nets.offload import device_of
@@ -157,7 +157,7 @@ class FlowMatching(Recipe):
         return Flow(cast(Denoiser, self.mean.module), self.shape, s.sampler, s.sampler_steps, self.shift)
 
     def preview(self):
-        return {"samples": self.flow().sample(64)}
+        return {"samples": self.flow().sample(64, batch=drawn_at_once(self.settings.batch))}
 
     def product(self):
         card = {"shape": list(self.shape), "classes": self.classes, "data": self.settings.data,

@@ -78,7 +78,8 @@ class GuidanceLora(Distillation):
         try:
             return self.saving(widened(self.origin, "guided"))
         except Refusal as refusal:
-            raise Refusal(f"strongest {s.strongest:g}: teacher {s.origin or s.teacher}: {refusal}; leave it out") from None
+            raise Refusal(f"strongest {s.strongest:g}: teacher {s.origin or s.teacher}: {refusal}; leave it "
+                          "out") from None
 
     def begun(self) -> Denoiser:
         """On the teacher's own weights where they are those it starts from: then they are held once."""

@@ -86,6 +86,10 @@ class HyperSD(consistency.Consistency):
         self.reward = opened(s.reward, shape, self.flow.classes) if s.reward else None
         self.fake = super().begun_whole() if s.score_weight else None
 
+        if len(self.plans) > s.steps:
+            raise Refusal(f"steps {s.steps}: leave none for some of {len(self.plans)} stages; take more, or fewer "
+                          "segments")
+
     def begins_near(self):
         return self.settings.edges != () or self.settings.segments[0] > 1
 

@@ -64,6 +64,9 @@ def steps_each(settings: Settings) -> int:
     if settings.student_steps % phases:
         raise Refusal(f"phases {phases}: {settings.student_steps} student steps have no equal shares for as many; give "
                       "a number that divides them")
+    if (least := settings.steps // phases) < settings.every:
+        raise Refusal(f"steps {settings.steps}: a phase has {least} of them, and its expert moves once in "
+                      f"{settings.every}; take more steps, or fewer phases")
     return settings.student_steps // phases
 
 

@@ -35,7 +35,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from stillroom.flows import Denoiser, FewStep
+from stillroom.flows import Denoiser, FewStep, drawn_at_once
 from stillroom.match import pseudo_huber, pseudo_target
 from stillroom.paths import Linear, expand
 from stillroom.recipes._students import Distillation, WithData, averaged, plans_of, widened
@@ -183,7 +183,7 @@ class TwinFlow(Distillation):
         return FewStep([averaged(self.mean)], self.shape, self.plans, "jump")
 
     def preview(self):
-        return {"samples": self.generator().sample(64)}
+        return {"samples": self.generator().sample(64, batch=drawn_at_once(self.settings.batch))}
 
 
 def residual(f: Tensor, v: Tensor, x_t: Tensor, t: Tensor, r: Tensor, jump: Callable[..., Tensor]) -> Tensor:

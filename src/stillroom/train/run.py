@@ -254,11 +254,10 @@ def carry_out(trainer: Trainer, cursors: Mapping[str, dict]) -> None:
         trainer.watch.note(note)
     folder = trainer.folder
     if folder and trainer.world.first:
-        old, world = folder.read_info(), trainer.world
-        peak = max(old.get("memory_gib") or 0.0, round(trial.peak_memory(world.device), 3))
-        evaluations = {name: world.size * count for name, count in trainer.tally.counts.items() if count}
-        folder.write_info(old | {"finished": now(), "seconds": round(trainer.seconds, 3), "evaluations": evaluations,
-                                 "memory_gib": peak})
+        old = folder.read_info()
+        peak = max(old.get("memory_gib") or 0.0, round(trial.peak_memory(trainer.world.device), 3))
+        folder.write_info(old | {"finished": now(), "seconds": round(trainer.seconds, 3),
+                                 "evaluations": trainer.evaluations(), "memory_gib": peak})
 
 
 def info(trainer: Trainer, name: str, notes: list[str]) -> dict[str, Any]:
