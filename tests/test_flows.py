@@ -23,7 +23,7 @@ from stillroom.flows import (
     require,
 )
 from stillroom.nets import MLP, build, describe
-from stillroom.paths import VE, Cosine, Linear, Tabulated, convert
+from stillroom.paths import VE, Cosine, Linear, Tabulated, clock, convert
 from stillroom.settings import Refusal
 
 # Denoisers
@@ -194,6 +194,16 @@ def test_an_interval_leaves_guidance_out_elsewhere():
     assert torch.equal(net(x, t), torch.where(inside, always(x, t), strong(x, t)))
     for each in (t[:1], t[2:3]):                                             # a sampler's: all at one time
         assert torch.equal(net(x, each.expand(5)), (always if each == 0.5 else strong)(x, each.expand(5)))
+
+
+def test_an_interval_of_a_variance_exploding_path_is_told_in_shares_of_the_way():
+    path = VE(80.0)
+    exact = Mixture.ring(3, path=path)
+    net, x = guided(exact, 2.0, interval=(0.2, 0.8)), draws(5, 2).float()
+    u = torch.tensor([0.1, 0.25, 0.5, 0.75, 0.9])
+    t, y = clock(path, u), torch.zeros(5, dtype=torch.long)
+    guides = (net(x, t, y) != exact(x, t, y)).any(1)
+    assert float(t[2]) < 0.1 and guides.tolist() == [False, True, True, True, False]
 
 
 def test_outside_of_the_interval_the_weak_model_costs_nothing():

@@ -63,6 +63,13 @@ def test_a_law_of_no_shift_is_the_law_itself():
     assert law_of(settings().times, Linear(), 2.0) == Shifted(Uniform(), 2.0)
 
 
+@pytest.mark.parametrize(("more", "sampler"), [
+    ({}, "heun"), ({"path": "ddpm"}, "dpmpp_2m"), ({"path": "ddpm", "sampler": "heun"}, "heun"),
+])
+def test_the_sampler_goes_with_the_path_unless_it_is_given(tmp_path, more, sampler):
+    assert FlowMatching(settings(**more), latents(tmp_path / "latents")).flow().sampler == sampler
+
+
 def test_times_sampler_and_drop_are_those_of_the_settings(tmp_path):
     given = settings(times="logit-normal", shift=1.0, sampler="ddim", sampler_steps=7, drop=0.5)
     recipe = FlowMatching(given, latents(tmp_path / "latents"))

@@ -79,6 +79,13 @@ def test_samplers_reach_the_data_from_pure_noise(path, sampler):
     assert torch.allclose(x.T.cov(), covariance, atol=0.1)
 
 
+def test_along_a_table_the_last_step_of_heun_leaves_noise_and_those_of_the_exponential_samplers_none():
+    """sigma rises as the root of t there, and a straight step to 0 from t keeps sigma - t sigma' of the noise."""
+    point = Gaussian(torch.zeros(3, dtype=F64), torch.zeros(3, 3, dtype=F64), Tabulated.ddpm())
+    left = {each: float(each(point, draws(4000, 3), uniform_grid(18)).std()) for each in (heun, ddim, dpmpp_2m)}
+    assert 0.0155 < left[heun] < 0.0165 and left[ddim] < 1e-9 and left[dpmpp_2m] < 1e-9
+
+
 def test_a_karras_grid_carries_a_variance_exploding_flow():
     exact = gaussian(VE(80.0))
     x = heun(exact, 80 * draws(20_000, 3), karras_grid(exact.path, 30))

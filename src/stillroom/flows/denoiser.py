@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from stillroom.nets.build import buildable
 from stillroom.nets.lora import without_lora
-from stillroom.paths import Kind, Path, at_least_float32, convert, expand
+from stillroom.paths import Kind, Path, at_least_float32, clock_at, convert, expand
 from stillroom.settings import Refusal, nearest
 
 
@@ -190,8 +190,8 @@ class AutoGuided(Denoises):
 
 @buildable
 class During(Denoises):
-    """`inside` at times from low to high, `outside` at all others: guidance that is left out where it does harm
-    (Kynkaanniemi et al. 2024)."""
+    """`inside` from share low to high of the way to noise, `outside` elsewhere: guidance that is left out where it
+    does harm (Kynkaanniemi et al. 2024)."""
 
     def __init__(self, inside: Denoises, outside: Denoises, low: float, high: float):
         super().__init__()
@@ -199,7 +199,8 @@ class During(Denoises):
         self.path, self.prediction, self.classes = outside.path, outside.prediction, outside.classes
 
     def forward(self, x_t, t, y=None):
-        within = (self.low <= t) & (t <= self.high)
+        u = clock_at(self.path, t)
+        within = (self.low <= u) & (u <= self.high)
         if bool(within.all()) or not bool(within.any()):     # as in every sampler: one is asked and not both
             return (self.inside if bool(within.all()) else self.outside)(x_t, t, y)
         return torch.where(expand(within, x_t), self.inside(x_t, t, y), self.outside(x_t, t, y))

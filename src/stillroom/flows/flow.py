@@ -54,7 +54,8 @@ class Flow(nn.Module):
         """[n, *shape]: samples first, ..., first+n-1 of this seed, the same at any batch size.
 
         Guidance goes from the answer without the label to that with it, and on; from that of `weak`, a poorer flow of
-        the same data, where one is given. It acts at times in `interval`.
+        the same data, where one is given. It acts on that part of the way to noise
+        that `interval` names.
         """
         if guidance != 1 and self.classes is None and weak is None:
             raise Refusal("guidance needs a conditional flow: this one was trained without labels; use guidance 1, or "

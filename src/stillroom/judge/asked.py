@@ -19,7 +19,7 @@ class Drawing:
     """A poorer model of the same data that guidance leads away from: another run, or `early`, the earlier average that
     some one-step runs keep. Unless given, the model itself without the label."""
     interval: tuple[Share, Share] = (0.0, 1.0)
-    """Times at which guidance acts, for flows; 0 is data."""
+    """Part of the way to noise on which guidance acts, for flows; 0 is data."""
     batch: Count = 256
     codec: Where = ""
     """Decodes latents: the codec that made those on which the run was trained."""

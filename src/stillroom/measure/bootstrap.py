@@ -1,6 +1,7 @@
 """Percentile bootstrap over images: how far a mean, a paired difference or a sweet spot would move with other pictures.
 
-The same seed draws the same pictures again, so that two codecs seen on the same images are resampled together.
+The same seed draws the same pictures again, so that two codecs seen on the same images are resampled together. Of few
+pictures such intervals are too narrow: of 8 normal values a 95 % one covers 90 %, of 8 skewed ones less.
 """
 
 from collections.abc import Mapping, Sequence

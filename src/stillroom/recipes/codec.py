@@ -71,7 +71,8 @@ class Settings(Squares):
     l1: NotNegative = 1.0
     mse: NotNegative = 2.0
     kl: NotNegative = 1e-6
-    """Weight of the divergence, summed over a picture's latents and divided by its pixels."""
+    """Weight of the divergence, summed over a picture's latents and divided by its numbers, of a grey
+    one its pixels."""
     perceptual: NotNegative = 0.0
     """Distance of feature maps, with `lpips` or random features."""
     model: Optimizer = field(default_factory=lambda: Optimizer(lr=1e-3, clip=1.0, warmup=100, decay="cosine"))

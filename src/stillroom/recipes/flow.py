@@ -69,12 +69,18 @@ class Settings(Net):
     drop: Share = 0.1
     """Share of labels dropped, for guidance."""
     average: Decay = 0.999
-    sampler: Literal["euler", "heun", "ddim", "dpmpp_2m"] = "heun"
+    sampler: Literal["euler", "heun", "ddim", "dpmpp_2m"] | None = None
+    """Unless given, heun; along the path ddpm, whose last step by heun or euler would leave noise in every sample,
+    dpmpp_2m."""
     sampler_steps: Count = 18
     model: Optimizer = field(default_factory=lambda: Optimizer(lr=1e-3, clip=1.0, warmup=100))
 
 
 PATHS = {"linear": Linear, "cosine": Cosine, "ddpm": Tabulated.ddpm, "ve": VE}
+
+
+def sampler_of(settings: Settings) -> str:
+    return settings.sampler or ("dpmpp_2m" if settings.path == "ddpm" else "heun")
 
 
 def shift_of(settings: Settings, shape: tuple[int, ...]) -> float:
@@ -154,7 +160,7 @@ class FlowMatching(Recipe):
 
     def flow(self) -> Flow:
         s = self.settings
-        return Flow(cast(Denoiser, self.mean.module), self.shape, s.sampler, s.sampler_steps, self.shift)
+        return Flow(cast(Denoiser, self.mean.module), self.shape, sampler_of(s), s.sampler_steps, self.shift)
 
     def preview(self):
         return {"samples": self.flow().sample(64, batch=drawn_at_once(self.settings.batch))}

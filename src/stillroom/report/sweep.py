@@ -228,7 +228,8 @@ def theorems(found: Found, figures: Mapping[str, Any]) -> list[Section]:
         Table("Theorem 1: do the encoders move alike?",
               ["px", "contender", "direction", "cosine", "|J v| / the teacher's"], first,
               "Derivatives of the latents along a direction of the pixels: along the resolution, towards another "
-              "picture, and along white noise, which lies on no manifold of images."),
+              "picture, and along white noise, which lies on no manifold of images. Of a few pictures at each size: "
+              "their intervals are narrower than 95 %."),
         Figure("Theorem 2: how far apart away from the training size?", figures["theorem2"], bound),
         Table("Proposition 1: the best scale", ["px", "student", "teacher", "student less teacher"], spots,
               "By PSNR, intervals over pictures. Where the best scale is the last one measured, the true one may lie "
