@@ -164,7 +164,7 @@ def test_a_run_leaves_what_it_says(digits):
     assert told.out == f"product: {run}/product\nreport:  {run}/report.html\n"
     assert [r["step"] for r in read_rows(run / "metrics.jsonl")] == [10, 20, 30, 40, 50]
     lines = told.err.splitlines()
-    assert lines[0] == "FlowMatching: step 0 of 50"
+    assert lines[0] == "flow: step 0 of 50"
     assert [line.split()[:2] for line in lines[1:]] == [["step", f"{k}/50"] for k in (10, 20, 30, 40, 50)]
 
 
@@ -347,7 +347,7 @@ def test_the_bar_on_a_terminal(tmp_path):
     os.close(leader)
     assert process.wait(60) == 0
     text = screen.decode()
-    assert "FlowMatching" in text and "40/40" in text and "model/flow" in text and "Traceback" not in text
+    assert "flow" in text and "40/40" in text and "model/flow" in text and "Traceback" not in text
     assert any(line.strip().startswith("precision: ") and line.strip().endswith(")") for line in text.splitlines())
 
 
@@ -376,7 +376,8 @@ def test_own_recipe_has_help_trains_reports_and_loads(tmp_path, monkeypatch):
     assert abs(float(load("run").x) - 2) < 0.2
     assert "mine.py:Mine" in Path("run/report.html").read_text()
     done = python("-m", "stillroom", "sample", "run/product")  # a new process must read the file: the class is in it
-    assert done.returncode == 2 and done.stderr == "stillroom: a product of kind 'number' is not drawn from\n"
+    assert done.returncode == 2 and done.stderr == (
+        "stillroom: run/product: a product of kind 'number' is not drawn from\n")
 
 
 def test_a_product_of_an_own_recipe_is_loaded_from_python_by_what_its_refusal_says(tmp_path):
@@ -472,3 +473,23 @@ def test_where_results_cannot_go_is_told_before_the_work(tmp_path, monkeypatch, 
     monkeypatch.setattr(f"stillroom.{work}", None)
     told = stillroom(words.replace("PLACE", str(tmp_path)))
     assert told.code == 2 and says.replace("PLACE", str(tmp_path)) in told.err
+
+
+def test_a_run_that_stopped_at_bad_pictures_goes_on_where_more_are_allowed(tmp_path):
+    pictures, run = tmp_path / "pictures", tmp_path / "my run"
+    pictures.mkdir()
+    for i in range(14):
+        Image.fromarray(np.full((8, 8, 3), 16 * i, np.uint8)).save(pictures / f"{i:02}.png")
+    for i in (3, 9):
+        (pictures / f"{i:02}x.png").write_text("no picture")
+    words = ("train flow --size 8 --steps 12 --batch 4 --width 16 --depth 1 --checkpoint-every 2 --precision float32 "
+             "--device cpu --quiet --data")
+    told = stillroom(words, pictures, "--out", run)
+    assert told.code == 2 and "are unreadable" in told.err
+    assert "or allow more: --bad-share 0.2 (stillroom resume takes it too)" in told.err
+    assert "resume '" in stillroom(words, pictures, "--out", run).err       # a path with a space, as a shell takes it
+    assert "--bad-share 'many': give a share" in stillroom("resume", run, "--bad-share many").err
+    assert "must be at least 0 and at most 1" in stillroom("resume", run, "--bad-share 2").err
+    told = stillroom("resume", run, "--bad-share 0.2 --quiet")
+    assert told.code == 0 and (run / "product/product.json").is_file()
+    assert read_toml(run / "settings.toml")["bad_share"] == 0.2

@@ -135,6 +135,19 @@ def test_a_browser_shows_two_codecs_side_by_side(tmp_path):
     assert {"coarse, global", "fine, global", "coarse, within class", "fine, within class"} <= set(heads)
 
 
+def test_codecs_side_by_side_look_at_pictures_of_one_size(tmp_path):
+    """That of the first whose run has one, told on the page; and only what is missing is asked for."""
+    x = torch.rand(200, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    for name, card in (("small", {"size": 8}), ("large", {"size": 16}), ("none", {})):
+        save_product(Product("codec", {"codec": fit_klt(x, 4, 3)}, card), tmp_path / name)
+    page = tmp_path / "page.html"
+    inspected(tmp_path / "none", "--against", tmp_path / "small", tmp_path / "large", "--data digits", QUICK, "--out",
+              page)
+    found = json.loads(page.with_suffix(".json").read_text())
+    assert [place["what"] for place in found["places"]] == ["latents of digits:train, 8 px"] * 3
+    assert refused(tmp_path / "none", "--data digits").endswith("a codec needs pictures to encode: --size PIXELS")
+
+
 def test_a_codec_encodes_what_it_is_given(tmp_path):
     x = torch.rand(200, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
     codec = fit_klt(x, 4, 3)

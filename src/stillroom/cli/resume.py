@@ -7,9 +7,10 @@ from stillroom.recipes import find
 from stillroom.settings import Refusal, Run
 from stillroom.settings.limits import places_of
 
-USAGE = "usage: stillroom resume RUN [--quiet] [--SETTING PLACE ...]"
+USAGE = "usage: stillroom resume RUN [--quiet] [--SETTING PLACE ...] [--bad-share SHARE]"
 ABOUT = """Goes on from the run's last good checkpoint. Where data, a teacher or another place that its settings name
-has moved, say where it is now: --data PLACE, --teacher PLACE. It must hold what the run began with."""
+has moved, say where it is now: --data PLACE, --teacher PLACE. It must hold what the run began with.
+Where it stopped at pictures that cannot be read, --bad-share says how many of them it may pass over."""
 
 
 def run(word: str, arguments: list[str]) -> int:
@@ -27,10 +28,10 @@ def run(word: str, arguments: list[str]) -> int:
         raise Refusal(USAGE)
     path = Path(arguments.pop(0))
     _, settings, _ = train.read_run(path, find)
-    moved = taken_places(type(settings), arguments)
+    changed = taken_places(type(settings), arguments) | taken_share(settings, arguments)
     if arguments:
         raise Refusal(f"{USAGE}; {arguments[0]!r} is no place that the settings of {path} name")
-    folder = train.resume(path, find, watch=watch_for(quiet or not is_first()), moved=moved)
+    folder = train.resume(path, find, watch=watch_for(quiet or not is_first()), changed=changed)
     return finish(folder, quiet)
 
 
@@ -40,3 +41,13 @@ def taken_places(cls: type[Run], arguments: list[str]) -> dict[str, str]:
     given = {name: (take_value(arguments, f"--{name.replace('_', '-')}"), place)
              for name, place in places_of(cls).items()}
     return {name: anchored_place(text, place) for name, (text, place) in given.items() if text is not None}
+
+
+def taken_share(settings: Run, arguments: list[str]) -> dict[str, float]:
+    """Of bad pictures, which changes nothing of what is learned from the others."""
+    if not hasattr(settings, "bad_share") or (text := take_value(arguments, "--bad-share")) is None:
+        return {}
+    try:
+        return {"bad_share": float(text)}
+    except ValueError:
+        raise Refusal(f"--bad-share {text!r}: give a share, --bad-share 0.2") from None

@@ -220,7 +220,7 @@ class Tally:
                 self._refusal = (
                     f"{self.name}: {len(self.bad)} of {of} images seen so far are unreadable "
                     f"({len(self.bad) / of:.1%}, more than {self.share:.1%}): {self.examples()}; "
-                    "mend or remove them, or raise bad_share"
+                    "put others in their places, or allow more: --bad-share 0.2 (stillroom resume takes it too)"
                 )
         self.check()
 

@@ -224,7 +224,7 @@ def seen_before(entries: Sequence[Entry], held: Part) -> list[str]:
     names = [entry.name for entry in entries if learned_from(entry.spec, held.name)]
     return [f"{listed(names)} learned from {held.name} too: the held-out pictures are new to the priors, and not to "
             f"{'it' if len(names) == 1 else 'them'}, so that reconstructions may look better than those of new "
-            "pictures: --heldout DATA"] if names else []
+            "pictures; give such with --heldout DATA."] if names else []
 
 
 # ---- one codec ----

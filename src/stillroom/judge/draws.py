@@ -103,7 +103,8 @@ def open_draws(place: Path, settings: Drawing) -> Draws:
         draws = Draws(tuple(model.shape), sampler, model.labels, settings.seed, settings.batch, card, encoding,
                       model.classes, model=model, guidance=inside)
     else:
-        raise Refusal(f"a product of kind {product.kind!r} is not drawn from")
+        how = ": stillroom compare measures codecs" * (product.kind == "codec")
+        raise Refusal(f"{place}: a product of kind {product.kind!r} is not drawn from{how}")
     return decoded(draws, settings, device) if settings.codec else draws
 
 

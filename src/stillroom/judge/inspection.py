@@ -58,8 +58,8 @@ def inspect(place: str, settings: Inspection) -> dict[str, Any]:
     places = [place, *settings.against]
     for each in places:
         require_there(each, "a store of latents, a data set, a codec, a flow or a generator", is_space_name(each))
-    device = pick_device(settings.device)
-    subjects = [with_flow(subject_at(p, settings, device), flow, device)
+    size, device = size_for_codecs(settings, places), pick_device(settings.device)
+    subjects = [with_flow(subject_at(p, settings, size, device), flow, device)
                 for p, flow in zip_longest(places, settings.flow, fillvalue="")]
     return {"places": [measured(subject, settings) for subject in subjects], "settings": to_mapping(settings)}
 
@@ -78,12 +78,18 @@ def refuse_what_cannot_be(settings: Inspection) -> None:
         raise Refusal(f"--out {settings.out}: the page goes to FILE.html")
 
 
+def size_for_codecs(settings: Inspection, places: Sequence[str]) -> int | None:
+    """Codecs side by side look at pictures of one size: that of --size, or of the first whose run has one."""
+    sizes = (size_of(place) for place in places if space_kind(place) == "codec")
+    return settings.size or next(filter(None, sizes), None)
+
+
 # ---- what is looked at ----
 
-def subject_at(place: str, settings: Inspection, device: torch.device) -> Subject:
+def subject_at(place: str, settings: Inspection, size: int | None, device: torch.device) -> Subject:
     kind = space_kind(place)
     if kind == "codec":
-        return encoded(place, settings, device)
+        return encoded(place, replace(settings, size=size), device)
     if kind in ("flow", "generator"):
         return drawn(place, kind, settings, device)
     if kind != "data":
@@ -133,16 +139,17 @@ def sampled(spec: str, settings: Inspection) -> tuple[Source | Stream, Batch]:
 
 def encoded(place: str, settings: Inspection, device: torch.device) -> Subject:
     codec = codec_at(place)
-    size = settings.size or size_of(place)
+    size = settings.size
     if not settings.data or size is None:
-        raise Refusal(f"{place}: a codec needs pictures to encode: --data DATA --size PIXELS")
+        lacks = [flag for flag, there in (("--data DATA", settings.data), ("--size PIXELS", size)) if not there]
+        raise Refusal(f"{place}: a codec needs pictures to encode: {' '.join(lacks)}")
     require_multiple(f"--size {size} is", codec.space.factor, size, of=place)
-    source, (x, y) = sampled(settings.data, replace(settings, size=size))
+    source, (x, y) = sampled(settings.data, settings)
     encoding = Encoding(codec.space, fingerprint(codec), f"centre {size}")
     codec = codec.to(device)
     with torch.inference_mode():
         z = torch.cat([codec.encode(part.to(device)).cpu() for part in x.split(settings.batch)])
-    return Subject(place, f"latents of {source.name}", z.clone(), y, source.classes, encoding,
+    return Subject(place, f"latents of {source.name}, {size} px", z.clone(), y, source.classes, encoding,
                    notes=replaced(source))
 
 

@@ -154,8 +154,7 @@ def open_real(settings: Evaluation, size: int, want: int) -> tuple[Side, Side]:
     heldout = settings.heldout or test_split_of(settings.data)
     if heldout is None:
         rows, aside = halves(len(source), want)
-        part = f"{len(aside)} of them, set aside"
-        return side_of(source, rows[: settings.reference], settings), side_of(source, aside, settings, part)
+        return side_of(source, rows[: settings.reference], settings), side_of(source, aside, settings, "set aside")
     require_fresh(heldout, settings.data)
     other = source_of(settings, heldout, size)
     if tuple(other.shape) != tuple(source.shape) or encoding_card(other) != encoding_card(source):

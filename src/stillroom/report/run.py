@@ -18,6 +18,7 @@ from stillroom.report.page import Files, Header, Images, Panels, Section, Settin
 from stillroom.report.plots import curves
 from stillroom.settings import Refusal
 from stillroom.settings.files import write_atomically
+from stillroom.train.checkpoint import Shelf
 
 SHOWN = 8  # pictures of one series, evenly spaced: the page carries every byte it shows
 KNOWN = {  # of a run folder: name -> what it is
@@ -53,7 +54,8 @@ def _page(run: Path) -> str:
         *_record(record), Files("Files", _files(run)),
     ]
     title = recipe.rpartition(":")[2]  # of FILE.py:CLASS; the settings have the file
-    return page(title, sections, _header(recipe, record, settings, metrics))
+    step = max((s for s in (metrics.step, *Shelf(run / "checkpoints", 1).steps()) if s is not None), default=None)
+    return page(title, sections, _header(recipe, record, settings, metrics, step))
 
 
 def _toml(path: Path) -> dict[str, Any]:
@@ -83,14 +85,16 @@ def _list(record: Mapping[str, Any], key: str) -> list[Any]:
     return found if isinstance(found, list) else [found]
 
 
-def _header(recipe: str, record: Mapping[str, Any], settings: Mapping[str, Any], metrics: Metrics) -> Header:
+def _header(recipe: str, record: Mapping[str, Any], settings: Mapping[str, Any], metrics: Metrics,
+            step: int | None) -> Header:
+    """`step`: the last of which there is a row or a checkpoint."""
     steps = record.get("steps", settings.get("steps"))  # the settings' may be those of one stage of several
     lead = next((entry.title for entry in listing() if entry.name == recipe), "")
     of = f" of {steps:,}" if isinstance(steps, int) and steps > 0 else ""
     if record.get("finished"):
         status, tone = "finished" + (f": {steps:,} steps" if of else ""), "good"
     else:
-        at = f"at step {metrics.step:,}{of}" if metrics.step is not None else f"before the first row{of and f', 0{of}'}"
+        at = f"at step {step:,}{of}" if step is not None else f"before the first row{of and f', 0{of}'}"
         status, tone = f"stopped {at}", "open"
         open_end = "The run has not recorded its end: it was interrupted, or still going when this page was written."
         lead = f"{lead} {open_end}".strip()

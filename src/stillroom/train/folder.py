@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import shlex
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -35,6 +36,11 @@ def processor() -> str:
     except OSError:  # not Linux
         return platform.processor()
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def resuming(path: Path) -> str:
+    """The command that goes on with a run, as a shell takes it."""
+    return f"stillroom resume {shlex.quote(str(path))}"
 
 
 class RunFolder:

@@ -24,7 +24,7 @@ from stillroom.settings import Refusal, Run, seed_of
 from stillroom.train import checkpoint
 from stillroom.train.asked import asked_to_stop
 from stillroom.train.card import readme
-from stillroom.train.folder import RunFolder
+from stillroom.train.folder import RunFolder, resuming
 from stillroom.train.learner import Learner, freeze_rest
 from stillroom.train.pictures import save_previews
 from stillroom.train.product import save_product
@@ -144,6 +144,10 @@ class Trainer:
             offload_frozen(recipe, self.roles)
         self.pending: list[tuple[int, list[str], Tensor]] = []
         self.noted: set[str] = set()
+
+    @property
+    def name(self) -> str:
+        return self.folder.read_info()["recipe"] if self.folder else type(self.recipe).__name__
 
     # ---- one step ----
 
@@ -294,7 +298,7 @@ class Trainer:
         """From the current step to the end. A checkpoint at a stage's first step is from before `enter`, which a resume
         repeats."""
         with self.loaders(cursors or {}) as loaders, self.stop_between_steps() as asked, ExitStack() as stack:
-            self.watch.started(type(self.recipe).__name__, self.step, self.schedule.steps)
+            self.watch.started(self.name, self.step, self.schedule.steps)
             clock, row_clock, row_step = time.perf_counter(), time.perf_counter(), self.step
             stack.callback(self.watch.ended)
             stack.enter_context(self.tally.counting())
@@ -314,7 +318,7 @@ class Trainer:
                     self.look()
                     self.save({n: loader.cursor(self.step - 1) for n, loader in loaders.items()})
                 if asked() and self.step < self.schedule.steps:
-                    raise Interrupted(f"stopped at step {self.step}; go on with: stillroom resume {self.settings.out}")
+                    raise Interrupted(f"stopped at step {self.step}; go on with: {resuming(self.settings.out)}")
         self.enter_stages()  # closed-form stages after the last step
 
     def log_row(self, pace: float) -> None:
@@ -391,7 +395,7 @@ class Trainer:
         self.draw_preview()
         if self.folder:
             product, path = self.recipe.product(), self.folder.path
-            told = readme(product, self.folder.read_info()["recipe"], path) if self.world.first else ""
+            told = readme(product, self.name, path) if self.world.first else ""
             save_product(product, path / "product", self.world.first, told)
 
     def stop_between_steps(self) -> AbstractContextManager[Callable[[], bool]]:

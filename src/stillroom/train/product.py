@@ -19,6 +19,7 @@ from stillroom.nets.build import NotImported, build, describe
 from stillroom.settings import Refusal, nearest, read_toml
 from stillroom.settings.files import folder_written_atomically, read_json, sha256, write_atomically
 from stillroom.train.checkpoint import fill, full, load_tensors, match_names
+from stillroom.train.folder import resuming
 from stillroom.train.recipe import Product, Ref
 
 FORMAT = 1
@@ -72,7 +73,7 @@ def product_folder(path: Path | str) -> Path:
         if (folder / "product.json").is_file():
             return folder
     if (path / "settings.toml").is_file():
-        raise Refusal(f"{path}: this run has no product yet; finish it with: stillroom resume {path}")
+        raise Refusal(f"{path}: this run has no product yet; finish it with: {resuming(path)}")
     raise Refusal(f"{path}: no run and no product; expected {path}/product/product.json")
 
 

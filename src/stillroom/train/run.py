@@ -14,7 +14,7 @@ from stillroom.settings import Images, Refusal, Run, checked, from_mapping, read
 from stillroom.settings.files import read_json
 from stillroom.settings.limits import places_of
 from stillroom.train import trial
-from stillroom.train.folder import RunFolder, machine, now
+from stillroom.train.folder import RunFolder, machine, now, resuming
 from stillroom.train.loop import Trainer
 from stillroom.train.recipe import Recipe
 from stillroom.train.teacher import is_ours, weights_digest
@@ -110,7 +110,7 @@ def settle_precision(trainer: Trainer, batch: list) -> list[str]:
 
 def require_empty(out: Path) -> None:
     if (out / "settings.toml").exists():
-        raise Refusal(f"{out} already holds a run: go on with it (stillroom resume {out}), or choose another folder "
+        raise Refusal(f"{out} already holds a run: go on with it ({resuming(out)}), or choose another folder "
                       "with --out")
     if left := [name for name in ("checkpoints", "metrics.jsonl") if (out / name).exists()]:
         raise Refusal(f"{out} holds {' and '.join(left)} of a run, without its settings.toml; delete the folder, or "
@@ -146,11 +146,11 @@ def start(make: Make, settings: Run, name: str, given: Mapping[str, Any] | None 
 
 
 def resume(path: Path, find: Callable[[str], Make], given: Mapping[str, Any] | None = None,
-           watch: Watch | None = None, moved: Mapping[str, str] | None = None) -> Path:
-    """Goes on from the last good checkpoint. `find` turns the recipe's name in settings.toml into the recipe; `moved`
-    says where places that the settings name are now."""
+           watch: Watch | None = None, changed: Mapping[str, Any] | None = None) -> Path:
+    """Goes on from the last good checkpoint. `find` turns the recipe's name in settings.toml into the recipe; `changed`
+    are settings of which what is learned does not depend: where places are now, how many bad pictures are borne."""
     name, settings, make = read_run(path, find)
-    settings = checked(dataclasses.replace(settings, **(moved or {})), str(path))
+    settings = checked(dataclasses.replace(settings, **(changed or {})), str(path))
     if is_finished(path):
         (watch or Lines()).note(f"{path}: finished already")
         return path
@@ -194,7 +194,7 @@ def require_weights(folder: RunFolder, settings: Run) -> None:
     for name, was in folder.read_info()["weights"].items():
         if weights_digest(getattr(settings, name)) != was:
             raise Refusal(f"{folder.path}: {name} {getattr(settings, name)} holds other weights than those it began "
-                          f"with; say where they are: stillroom resume {folder.path} --{name.replace('_', '-')} PLACE")
+                          f"with; say where they are: {resuming(folder.path)} --{name.replace('_', '-')} PLACE")
 
 
 def require_inputs(folder: RunFolder, sources: Mapping[str, Source]) -> None:

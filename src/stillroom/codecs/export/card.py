@@ -9,15 +9,18 @@ from stillroom.codecs.codec import Codec
 
 TOLD = ("title", "teacher", "licence", "credits")     # keys of a card with a place of their own
 UNLICENSED = "not stated; those of the teacher and of the data apply"
+UNTAUGHT = "not stated; that of the data applies"
 
 
 def write_card(folder: Path, codec: Codec, card: Mapping[str, Any] | None, figures: Sequence[Mapping[str, Any]],
                form: str, snippet: str, library: str = "") -> None:
     """`form` says what the files are; `snippet` must run as it stands in the folder."""
     space, card = codec.space, card or {}
-    title = card.get("title", "A distilled image codec")
+    taught = "teacher" in card
+    title = card.get("title", "A distilled image codec" if taught else "An image codec")
     counts = [f"{sum(p.numel() for p in half.parameters()):,}" for half in (codec.encoder, codec.decoder)]
-    header = {"library_name": library, "license": card.get("licence"), "tags": "[autoencoder, vae, distillation]"}
+    tags = f"[autoencoder, vae{', distillation' * taught}]"
+    header = {"library_name": library, "license": card.get("licence"), "tags": tags}
     parts = [
         "\n".join(["---", *(f"{k}: {v}" for k, v in header.items() if v), "---"]),
         f"# {title}",
@@ -26,8 +29,8 @@ def write_card(folder: Path, codec: Codec, card: Mapping[str, Any] | None, figur
             f"- latents: {space.channels} channels, one per {space.factor} x {space.factor} pixels, the first centred "
             f"on pixel {space.offset:g}",
             f"- parameters: encoder {counts[0]}, decoder {counts[1]}",
-            *([f"- teacher: {card['teacher']}"] if "teacher" in card else []),
-            f"- licence: {card.get('licence', UNLICENSED)}",
+            *([f"- teacher: {card['teacher']}"] if taught else []),
+            f"- licence: {card.get('licence', UNLICENSED if taught else UNTAUGHT)}",
             *([f"- credits: {_line(card['credits'])}"] if "credits" in card else []),
             *(f"- {name.replace('_', ' ')}: {_line(value)}" for name, value in card.items() if name not in TOLD),
         ]),
@@ -50,4 +53,8 @@ def _cell(value: Any) -> str:
 
 
 def _line(value: Any) -> str:
-    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {_line(each)}" for name, each in value.items())
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return ", ".join(map(_line, value)) if isinstance(value, list | tuple) else _cell(value)
