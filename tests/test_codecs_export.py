@@ -519,3 +519,13 @@ def test_a_class_that_cannot_be_carried_is_refused():
         standalone(["stillroom.nets.coding:Nothing"])
     with pytest.raises(Refusal, match="rename one"):
         standalone(["stillroom.nets.dit:Attention", "stillroom.nets.unet:Attention"])
+
+
+def test_a_card_tells_of_a_teacher_only_where_there_was_one(tmp_path):
+    told = {"size": 32, "labels": False, "statistics": {"over": "channel", "pictures": 2048}, "reconstruction": 9.79}
+    alone = (to_diffusers(tiny(), tmp_path / "alone", told) / "README.md").read_text()
+    assert "# An image codec\n" in alone and "distill" not in alone and "teacher" not in alone
+    assert "- labels: no\n- statistics: over channel, pictures 2048\n- reconstruction: 9.79\n" in alone
+    taught = (to_diffusers(tiny(), tmp_path / "taught", {**told, "teacher": "noise"}) / "README.md").read_text()
+    assert "# A distilled image codec\n" in taught and "vae, distillation]" in taught
+    assert "- licence: not stated; those of the teacher and of the data apply\n" in taught

@@ -177,6 +177,12 @@ def test_a_stopped_run_says_where(run):
     assert "6 min 12 s in 2 sessions" in page.inside("dd")  # of the last row: the record has none before the end
 
 
+def test_a_checkpoint_after_the_last_row_is_where_a_run_stopped(run):
+    (run / "run.json").write_text(json.dumps(record(steps=4020, finished=None)))
+    (run / "checkpoints/step-00002031").mkdir(parents=True)
+    assert "stopped at step 2,031 of 4,020" in read(run).inside("p")
+
+
 def test_steps_are_those_of_the_whole_run_where_its_settings_name_those_of_a_stage(run):
     (run / "run.json").write_text(json.dumps(record(steps=4020)))
     assert "finished: 4,020 steps" in read(run).inside("p")
