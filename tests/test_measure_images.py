@@ -9,6 +9,7 @@ from scipy import ndimage, signal
 from skimage import data
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
+from stillroom.measure import images
 from stillroom.measure.images import (
     LEVELS,
     MS_SSIM_SMALLEST,
@@ -212,3 +213,16 @@ def test_small_pictures_have_no_ms_ssim():
         ssim(photograph(10, 200), photograph(10, 200))
     with pytest.raises(Refusal, match="luminance"):
         gmsd(torch.zeros(1, 2, 8, 8), torch.zeros(1, 2, 8, 8))
+
+
+def test_the_blur_is_in_full_precision_on_an_accelerator_too(monkeypatch):
+    conv2d, seen = images.functional.conv2d, []
+
+    def asked(*given, **how):
+        seen.append(torch.backends.cudnn.allow_tf32)
+        return conv2d(*given, **how)
+
+    monkeypatch.setattr(images.functional, "conv2d", asked)
+    before = torch.backends.cudnn.allow_tf32
+    ssim(torch.zeros(1, 3, 16, 16), torch.ones(1, 3, 16, 16))
+    assert seen == [False, False] and torch.backends.cudnn.allow_tf32 == before

@@ -71,7 +71,9 @@ def _blurred(x: Tensor) -> Tensor:
     away = torch.arange(WINDOW, device=x.device, dtype=x.dtype) - WINDOW // 2
     g = torch.softmax(-(away**2) / (2 * 1.5**2), 0).expand(c, 1, 1, WINDOW)
     x = x.contiguous(memory_format=torch.channels_last)         # three times faster on the CPU
-    return functional.conv2d(functional.conv2d(x, g, groups=c), g.transpose(2, 3), groups=c)
+    # SSIM takes differences of what is blurred, in which TF32's ten bits would be seen.
+    with torch.backends.cudnn.flags(enabled=torch.backends.cudnn.enabled, allow_tf32=False):
+        return functional.conv2d(functional.conv2d(x, g, groups=c), g.transpose(2, 3), groups=c)
 
 
 def _halved(x: Tensor) -> Tensor:
