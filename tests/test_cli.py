@@ -486,10 +486,10 @@ def test_a_run_that_stopped_at_bad_pictures_goes_on_where_more_are_allowed(tmp_p
              "--device cpu --quiet --data")
     told = stillroom(words, pictures, "--out", run)
     assert told.code == 2 and "are unreadable" in told.err
-    assert "or allow more: --bad-share 0.2 (stillroom resume takes it too)" in told.err
+    assert "or allow more: --bad-share 0.15" in told.err
     assert "resume '" in stillroom(words, pictures, "--out", run).err       # a path with a space, as a shell takes it
     assert "--bad-share 'many': give a share" in stillroom("resume", run, "--bad-share many").err
     assert "must be at least 0 and at most 1" in stillroom("resume", run, "--bad-share 2").err
-    told = stillroom("resume", run, "--bad-share 0.2 --quiet")
+    told = stillroom("resume", run, "--bad-share 0.15 --quiet")
     assert told.code == 0 and (run / "product/product.json").is_file()
-    assert read_toml(run / "settings.toml")["bad_share"] == 0.2
+    assert read_toml(run / "settings.toml")["bad_share"] == 0.15

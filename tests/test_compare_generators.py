@@ -779,6 +779,19 @@ def test_names_at_the_right_end_of_lines_lie_inside_the_axes_and_in_the_order_of
     assert all(of[name].x0 > axes.transData.transform((70.0, 0.4))[0] for name in words[:2])
 
 
+@pytest.mark.parametrize("name", ["m" * 12, "W" * 20, "a long name, " * 9, "$x$"])
+def test_the_axis_goes_on_until_a_name_ends_inside(name):
+    figure, axes = over_evaluations()
+    dots = [(1e4, 0.4), (1e6, 0.9)]
+    axes.scatter(*zip(*dots, strict=True))
+    plots.named(figure, axes, [plots.Place(*dot, plots.shortened(name), "red") for dot in dots])
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    frame = axes.get_window_extent(canvas.get_renderer())
+    assert max(Text.get_window_extent(text, canvas.get_renderer()).x1 for text in axes.texts) <= frame.x1 + 2
+    assert axes.get_xlim()[1] < 1e9 and len(axes.get_xticks()) > 1
+
+
 def test_names_stay_inside_the_axes_while_there_is_room():
     figure, axes = over_evaluations()
     dots = [(1.0, 0.1 + 0.001 * i) for i in range(6)] + [(2.0, 1.0 - 0.001 * i) for i in range(6, 12)]

@@ -204,6 +204,9 @@ def test_an_interval_of_a_variance_exploding_path_is_told_in_shares_of_the_way()
     t, y = clock(path, u), torch.zeros(5, dtype=torch.long)
     guides = (net(x, t, y) != exact(x, t, y)).any(1)
     assert float(t[2]) < 0.1 and guides.tolist() == [False, True, True, True, False]
+    one, many = torch.ones(256), draws(256, 2).float()          # where some of equal times round to above 1
+    y, to_noise = torch.zeros(256, dtype=torch.long), guided(exact, 2.0, interval=(0.2, 1.0))
+    assert torch.equal(to_noise(many, one, y), guided(exact, 2.0)(many, one, y))
 
 
 def test_outside_of_the_interval_the_weak_model_costs_nothing():

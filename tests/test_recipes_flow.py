@@ -70,6 +70,10 @@ def test_the_sampler_goes_with_the_path_unless_it_is_given(tmp_path, more, sampl
     assert FlowMatching(settings(**more), latents(tmp_path / "latents")).flow().sampler == sampler
 
 
+def test_what_the_sampler_comes_to_is_in_the_settings():
+    assert [FlowMatching.settled(settings(**more)).sampler for more in ({}, {"path": "ddpm"})] == ["heun", "dpmpp_2m"]
+
+
 def test_times_sampler_and_drop_are_those_of_the_settings(tmp_path):
     given = settings(times="logit-normal", shift=1.0, sampler="ddim", sampler_steps=7, drop=0.5)
     recipe = FlowMatching(given, latents(tmp_path / "latents"))

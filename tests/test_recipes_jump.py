@@ -236,6 +236,9 @@ def test_boot_is_asked_for_no_more_than_one_step(capsys, tmp_path, flag):
     for none in (["--data", "none"], ["--data=none"]):          # is what is so
         assert main([*asked, *none]) == 2
         assert "ring:4: it has no network for a student to start from" in capsys.readouterr().err
+    for name in ("endpoint", "sds"):
+        assert main(["distill", name, *asked[2:], "--data", "none", "--steps", "0"]) == 2
+        assert "steps: 0 must be at least" in capsys.readouterr().err
     assert main([*asked, "--data", "digits"]) == 2
     assert "--data is not a setting: BOOT needs none; leave it out" in capsys.readouterr().err
     assert main([*asked, "--student-stebs", "8"]) == 2          # what no recipe has is answered by the nearest

@@ -9,7 +9,7 @@ from pathlib import Path
 from stillroom import recipes
 from stillroom.cli.flags import parse, take, take_value
 from stillroom.recipes import find, listing
-from stillroom.settings import Refusal, Run, absent, expanded, nearest, read_toml
+from stillroom.settings import Refusal, Run, expanded, nearest, read_toml
 from stillroom.settings.limits import Place, places_of
 
 
@@ -43,7 +43,7 @@ def run(word: str, arguments: list[str]) -> int:
     also = f"Also: --config FILE.toml, {presets}--plan (cost only), --quiet."
     description = f"{inspect.cleandoc(doc_of(recipe))}\n\n{also}"
     file = None if config is None else Path(config)
-    if absent(recipe.Settings, "data"):
+    if "data" not in {f.name for f in dataclasses.fields(recipe.Settings)}:
         rest = without_none(rest)
     settings = parse(recipe.Settings, rest, command, description, file, also=("recipe",))
     settings = anchored(settings)

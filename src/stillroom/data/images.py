@@ -217,10 +217,11 @@ class Tally:
                 self._different.add(title)
             of = self.seen if len(self._different) == ENOUGH else len(self._different)  # a small stream comes round
             if self.seen >= self._enough and len(self.bad) > self.share * of:
+                allowed = math.ceil(20 * len(self.bad) / of) / 20
                 self._refusal = (
                     f"{self.name}: {len(self.bad)} of {of} images seen so far are unreadable "
                     f"({len(self.bad) / of:.1%}, more than {self.share:.1%}): {self.examples()}; "
-                    "put others in their places, or allow more: --bad-share 0.2 (stillroom resume takes it too)"
+                    f"put others in their places, or allow more: --bad-share {allowed:g}"
                 )
         self.check()
 

@@ -199,7 +199,7 @@ class During(Denoises):
         self.path, self.prediction, self.classes = outside.path, outside.prediction, outside.classes
 
     def forward(self, x_t, t, y=None):
-        u = clock_at(self.path, t)
+        u = clock_at(self.path, t).clamp(0, 1)
         within = (self.low <= u) & (u <= self.high)
         if bool(within.all()) or not bool(within.any()):     # as in every sampler: one is asked and not both
             return (self.inside if bool(within.all()) else self.outside)(x_t, t, y)

@@ -54,14 +54,15 @@ class Flow(nn.Module):
         """[n, *shape]: samples first, ..., first+n-1 of this seed, the same at any batch size.
 
         Guidance goes from the answer without the label to that with it, and on; from that of `weak`, a poorer flow of
-        the same data, where one is given. It acts on that part of the way to noise
-        that `interval` names.
+        the same data, where one is given. It acts on the part `interval` of the way to
+        noise.
         """
         if guidance != 1 and self.classes is None and weak is None:
             raise Refusal("guidance needs a conditional flow: this one was trained without labels; use guidance 1, or "
                           "give a weaker flow")
         if not 0 <= interval[0] < interval[1] <= 1:
-            raise Refusal(f"interval {interval[0]:g} to {interval[1]:g}: give two times from 0 (data) to 1 (noise)")
+            raise Refusal(f"interval {interval[0]:g} to {interval[1]:g}: give two shares of the way from 0 (data) to "
+                          "1 (noise)")
         if weak is not None and weak.shape != self.shape:
             raise Refusal(f"the weak flow makes {list(weak.shape)}, this one {list(self.shape)}")
         if y is not None and len(y) != n:

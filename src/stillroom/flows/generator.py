@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from stillroom.flows.flow import noise_of
-from stillroom.settings import Refusal, seed_of
+from stillroom.settings import Refusal, Run, seed_of
 
 Noise = Callable[[int], Tensor]
 """noise(k) [B, *shape]: the k-th noise of these samples; noise(0) is where they start."""
@@ -44,9 +44,9 @@ class Generator(nn.Module):
         return torch.cat(out)
 
 
-def drawn_at_once(batch: int) -> int:
-    """Samples that a run of this batch draws together: without gradients one takes a part of a step's memory."""
-    return min(256, 4 * batch)
+def drawn_at_once(run: Run) -> int:
+    """Samples that a run draws together: without gradients one takes a part of a training sample's memory."""
+    return min(256, 4 * run.batch // run.accumulate)
 
 
 def noises(shape: tuple[int, ...], first: int, count: int, seed: int, device: torch.device) -> Noise:

@@ -156,6 +156,7 @@ class Inspection:
     place, in their order."""
     data: Where = ""
     """Pictures that a codec encodes."""
+    bad_share: Share = 0.01
     size: Count | None = None
     """Pixels a side of pictures; those that a codec's run learned from, unless given."""
     n: Count = 2000

@@ -58,7 +58,7 @@ def inspect(place: str, settings: Inspection) -> dict[str, Any]:
     places = [place, *settings.against]
     for each in places:
         require_there(each, "a store of latents, a data set, a codec, a flow or a generator", is_space_name(each))
-    size, device = size_for_codecs(settings, places), pick_device(settings.device)
+    size, device = size_for_codecs(places), pick_device(settings.device)
     subjects = [with_flow(subject_at(p, settings, size, device), flow, device)
                 for p, flow in zip_longest(places, settings.flow, fillvalue="")]
     return {"places": [measured(subject, settings) for subject in subjects], "settings": to_mapping(settings)}
@@ -78,10 +78,10 @@ def refuse_what_cannot_be(settings: Inspection) -> None:
         raise Refusal(f"--out {settings.out}: the page goes to FILE.html")
 
 
-def size_for_codecs(settings: Inspection, places: Sequence[str]) -> int | None:
-    """Codecs side by side look at pictures of one size: that of --size, or of the first whose run has one."""
+def size_for_codecs(places: Sequence[str]) -> int | None:
+    """Codecs side by side look at pictures of one size: unless given, that of the first whose run has one."""
     sizes = (size_of(place) for place in places if space_kind(place) == "codec")
-    return settings.size or next(filter(None, sizes), None)
+    return next(filter(None, sizes), None)
 
 
 # ---- what is looked at ----
@@ -89,7 +89,7 @@ def size_for_codecs(settings: Inspection, places: Sequence[str]) -> int | None:
 def subject_at(place: str, settings: Inspection, size: int | None, device: torch.device) -> Subject:
     kind = space_kind(place)
     if kind == "codec":
-        return encoded(place, replace(settings, size=size), device)
+        return encoded(place, settings, size, device)
     if kind in ("flow", "generator"):
         return drawn(place, kind, settings, device)
     if kind != "data":
@@ -130,21 +130,22 @@ def space_kind(place: str) -> str:
 
 def sampled(spec: str, settings: Inspection) -> tuple[Source | Stream, Batch]:
     """Each sample once."""
-    source = open_source(Images(data=spec, size=settings.size))
+    source = open_source(Images(data=spec, size=settings.size, bad_share=settings.bad_share))
     n = at_most(source, settings.n)
     if n < FEWEST:
         raise Refusal(f"{source.name}: {n} samples are too few to say anything of a space; give {FEWEST} or more")
     return source, sample(source, n, settings.seed)
 
 
-def encoded(place: str, settings: Inspection, device: torch.device) -> Subject:
+def encoded(place: str, settings: Inspection, common: int | None, device: torch.device) -> Subject:
+    """`common`: the size of all codecs looked at, but for one of a single size."""
     codec = codec_at(place)
-    size = settings.size
+    size = settings.size or (size_of(place) if hasattr(codec.encoder, "places") else None) or common
     if not settings.data or size is None:
         lacks = [flag for flag, there in (("--data DATA", settings.data), ("--size PIXELS", size)) if not there]
         raise Refusal(f"{place}: a codec needs pictures to encode: {' '.join(lacks)}")
     require_multiple(f"--size {size} is", codec.space.factor, size, of=place)
-    source, (x, y) = sampled(settings.data, settings)
+    source, (x, y) = sampled(settings.data, replace(settings, size=size))
     encoding = Encoding(codec.space, fingerprint(codec), f"centre {size}")
     codec = codec.to(device)
     with torch.inference_mode():

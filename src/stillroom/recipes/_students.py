@@ -110,11 +110,11 @@ def few(flow: Flow, count: int, prompted_count: int) -> int:
 class Ends:
     """Where the teacher's trajectories end, drawn once: samples in the place of data."""
 
-    def __init__(self, flow: Flow, count: int, seed: int, batch: int, guidance: float = 1.0, steps: int | None = None):
+    def __init__(self, flow: Flow, count: int, run: Run, guidance: float = 1.0, steps: int | None = None):
         self.flow: Flow | None = flow               # None where the teacher has gone
-        self.at_once = few(flow, drawn_at_once(batch), 8)
+        self.at_once = few(flow, drawn_at_once(run), 8)
         self.labels, self.count, self.guidance, self.steps = flow.labels(0, count), count, guidance, steps
-        self.seed = seed_of(seed, "ends")       # not the noises that a user draws with, which would be known by heart
+        self.seed = seed_of(run.seed, "ends")   # not the noises that a user draws with, which would be known by heart
         self.ends = torch.zeros(count, *flow.shape)
         self.ends.copy_(self.noises())      # until they are followed, as a plan leaves it: of some spread
 
@@ -288,7 +288,7 @@ class Distillation(Recipe):
         """Samples of the teacher, where there are no data."""
         s = cast(WithData, self.settings)
         if self.data is None:
-            return Ends(self.flow, s.teacher_samples, s.seed, s.batch, guidance)
+            return Ends(self.flow, s.teacher_samples, s, guidance)
         refuse_given(s, ("teacher_samples",), "there are data, and the teacher draws none in their place; leave it out")
         return None
 
@@ -341,7 +341,7 @@ class Distillation(Recipe):
 
     def shown(self, made: Generator | Flow, guidance: float = 1.0) -> dict[str, Tensor]:
         """Both of the same noise."""
-        at_once = few(self.flow, drawn_at_once(self.settings.batch), self.settings.batch)
+        at_once = few(self.flow, drawn_at_once(self.settings), self.settings.batch)
         own = made.sample(few(self.flow, 64, 8), guidance=guidance, batch=at_once)
         its = self.sampled(self.teacher).sample(len(own), batch=at_once)
         return self.seen(samples=own, teacher=its)

@@ -410,7 +410,7 @@ class Drifting(Recipe):
             self.early.module.load_state_dict({k: full(v) for k, v in self.mean.module.state_dict().items()})
 
     def preview(self):
-        return {"samples": cast(OneStep, self.mean.module).sample(64, batch=drawn_at_once(self.settings.batch))}
+        return {"samples": cast(OneStep, self.mean.module).sample(64, batch=drawn_at_once(self.settings))}
 
     def product(self):
         s = self.settings

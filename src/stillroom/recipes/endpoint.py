@@ -40,8 +40,7 @@ class Endpoint(Distillation):
         self.settings = settings
         self.student = self.begun()
         self.mean = self.follower(self.student)
-        self.ends = Ends(self.flow, settings.pairs, settings.seed, settings.batch, settings.guidance,
-                         settings.teacher_steps)
+        self.ends = Ends(self.flow, settings.pairs, settings, settings.guidance, settings.teacher_steps)
         self.noises = self.ends.noises().to(self.device)        # a function of the seed, which no checkpoint need hold
 
     def losses(self, batch, turn):

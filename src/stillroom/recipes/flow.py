@@ -136,7 +136,8 @@ class FlowMatching(Recipe):
 
     @classmethod
     def settled(cls, settings):
-        return replace(settings, size=settings.size or size_of(settings.codec)) if settings.codec else settings
+        size = settings.size or (size_of(settings.codec) if settings.codec else None)
+        return replace(settings, size=size, sampler=sampler_of(settings))
 
     @classmethod
     def prepare(cls, settings, sources, note):
@@ -163,7 +164,7 @@ class FlowMatching(Recipe):
         return Flow(cast(Denoiser, self.mean.module), self.shape, sampler_of(s), s.sampler_steps, self.shift)
 
     def preview(self):
-        return {"samples": self.flow().sample(64, batch=drawn_at_once(self.settings.batch))}
+        return {"samples": self.flow().sample(64, batch=drawn_at_once(self.settings))}
 
     def product(self):
         card = {"shape": list(self.shape), "classes": self.classes, "data": self.settings.data,

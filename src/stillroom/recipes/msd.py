@@ -127,7 +127,7 @@ class MSD(Distillation):
 
     def drawn(self, k: int) -> Ends:
         s = self.settings
-        return Ends(self.students[k].flow, -(-s.teacher_samples // s.students), s.seed, s.batch, s.guidance)
+        return Ends(self.students[k].flow, -(-s.teacher_samples // s.students), s, s.guidance)
 
     # ---- what learns ----
 

@@ -183,7 +183,7 @@ class TwinFlow(Distillation):
         return FewStep([averaged(self.mean)], self.shape, self.plans, "jump")
 
     def preview(self):
-        return {"samples": self.generator().sample(64, batch=drawn_at_once(self.settings.batch))}
+        return {"samples": self.generator().sample(64, batch=drawn_at_once(self.settings))}
 
 
 def residual(f: Tensor, v: Tensor, x_t: Tensor, t: Tensor, r: Tensor, jump: Callable[..., Tensor]) -> Tensor:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.textpath import TextPath
 from matplotlib.ticker import LogLocator, NullLocator
 
 from stillroom.report.compare_plots import BELOW, _decades_where_wide, _titled, _wide
@@ -17,8 +18,8 @@ from stillroom.report.sweep_plots import apart
 from stillroom.report.words import number
 
 Found = Mapping[str, Any]
-LETTER, GAP = 0.0115, 0.02
-"""Shares of the axes: how wide a letter is, and how far a name stands from its dot."""
+GAP, LONGEST = 0.02, 40
+"""How far a name stands from its dot, as a share of the axes; letters of a name that are shown."""
 LINE = 0.15
 """Inches: how high a name is."""
 
@@ -75,11 +76,6 @@ class Place(NamedTuple):
     text: str
     colour: str
 
-    @property
-    def width(self) -> float:
-        """Of its name and the gap before, as a share of the axes."""
-        return GAP + LETTER * len(self.text)
-
 
 def dots(axes: Axes, found: Found, cost: Callable[[Mapping[str, Any]], float | None]) -> list[Place]:
     """A dot for each method, with a deviation where there are several runs."""
@@ -91,31 +87,44 @@ def dots(axes: Axes, found: Found, cost: Callable[[Mapping[str, Any]], float | N
             x, y = statistics.fmean(spent), statistics.fmean(values)
             axes.errorbar(x, y, yerr=statistics.stdev(values) if len(values) > 1 else None, color=colour(i), marker="o",
                           markersize=6, linewidth=1.1, zorder=3)
-            places.append(Place(x, y, entry["name"], colour(i)))
+            places.append(Place(x, y, shortened(entry["name"]), colour(i)))
     return places
 
 
-def widened(axes: Axes, places: Sequence[Place]) -> None:
+def shortened(name: str) -> str:
+    return name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…"
+
+
+def width_of(name: str, inches: float) -> float:
+    """Of a name and the gap before it, as a share of axes so wide; at most so much that some of them is left."""
+    drawn = TextPath((0, 0), name.replace("$", "S"), size=SMALL + 0.5).get_extents().width / 72
+    return min(GAP + 1.05 * drawn / inches, 0.6)       # a screen's letters stand on whole pixels
+
+
+def widened(axes: Axes, places: Sequence[Place], widths: Sequence[float]) -> None:
     """The axis goes on to the right until every name ends inside."""
     axes.autoscale_view()
     low, high = axes.get_xlim()
-    needed = max(math.log(place.x / low) / (1 - place.width) for place in places)
+    needed = max(math.log(place.x / low) / (1 - width) for place, width in zip(places, widths, strict=True))
     axes.set_xlim(low, max(high, low * math.exp(needed)))
 
 
 def named(figure: Figure, axes: Axes, places: Sequence[Place]) -> None:
     """Names right of their dots, and apart in height where one would reach into another."""
-    widened(axes, places)
+    inches = figure.get_figwidth() * axes.get_position().width
+    widths = [width_of(place.text, inches) for place in places]
+    widened(axes, places, widths)
     where = axes.transData + axes.transAxes.inverted()
     high = LINE / (figure.get_figheight() * axes.get_position().height)
     columns: list[list[tuple[float, float, Place]]] = []
     end = 0.0
-    for x, y, place in sorted((*where.transform((place.x, place.y)), place) for place in places):
+    for x, y, place, width in sorted((*where.transform((place.x, place.y)), place, width)
+                                     for place, width in zip(places, widths, strict=True)):
         if columns and x < end:
             columns[-1].append((x, y, place))
         else:
             columns.append([(x, y, place)])
-        end = max(end, x + place.width)
+        end = max(end, x + width)
     for column in columns:
         heights = kept_inside(apart([y for _, y, _ in column], high), high)
         for (x, y, place), at in zip(column, heights, strict=True):

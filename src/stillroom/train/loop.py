@@ -147,7 +147,9 @@ class Trainer:
 
     @property
     def name(self) -> str:
-        return self.folder.read_info()["recipe"] if self.folder else type(self.recipe).__name__
+        """The recipe's, as the command line knows it. Only the first process may have its record on its disk yet."""
+        is_told = self.folder is not None and self.world.first
+        return self.folder.read_info()["recipe"] if is_told else type(self.recipe).__name__     # pyright: ignore
 
     # ---- one step ----
 

@@ -69,11 +69,11 @@ def to_onnx(codec: Codec, folder: Path | str, card: Mapping[str, Any] | None = N
     }
     checkable = importlib.util.find_spec("onnxruntime") is not None
     with new_folder(folder) as new:
-        for name, (net, step, example, free) in halves.items():
+        for name, (net, step, example, dimensions) in halves.items():
             names = ("pictures", "latents") if name == "encoder" else ("latents", "pictures")
             with quiet():
-                program = torch.onnx.export(net.eval(), (example,), dynamo=True, dynamic_shapes=(free,), verbose=False,
-                                            input_names=names[:1], output_names=names[1:])
+                program = torch.onnx.export(net.eval(), (example,), dynamo=True, dynamic_shapes=(dimensions,),
+                                            verbose=False, input_names=names[:1], output_names=names[1:])
             assert program is not None
             program.save(new / f"{name}.onnx", external_data=False)
             if checkable:
