@@ -98,7 +98,7 @@ def shortened(name: str) -> str:
 def width_of(name: str, inches: float) -> float:
     """Of a name and the gap before it, as a share of axes so wide; at most so much that some of them is left."""
     drawn = TextPath((0, 0), name.replace("$", "S"), size=SMALL + 0.5).get_extents().width / 72
-    return min(GAP + 1.05 * drawn / inches, 0.6)       # a screen's letters stand on whole pixels
+    return min(GAP + 1.1 * drawn / inches, 0.6)       # a screen's letters stand on whole pixels
 
 
 def widened(axes: Axes, places: Sequence[Place], widths: Sequence[float]) -> None:
