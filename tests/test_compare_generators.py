@@ -645,6 +645,8 @@ def test_refusals(home, tmp_path):
         "nowhere: no such file or folder; give a run": (home / "nowhere", a),
         "several runs of one method have one name": (f"{a},{home / 'a1'}",),
         "two methods are called 'a'": (a, a),
+        "the same weights twice, and seeds of a method were asked for": (f"x={a},{a}",),
+        "of flow: runs of one name are seeds of one method": (f"x={a},{home / 'flow'}",),
         "is on the page already": (f"teacher={a}",),
         "nothing to hold samples against": (home / "grey",),
         "--codec bundled": (a, "--codec bundled"),

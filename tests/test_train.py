@@ -380,6 +380,8 @@ def test_a_run_goes_on_with_other_peoples_weights_that_it_began_with_alone(tmp_p
     save_teacher(1)
     with pytest.raises(Refusal, match=r"teacher .* holds other weights than those it began with"):
         go_on()
+    with pytest.raises(Refusal, match=r"teacher .*nowhere is not there; say where they are: stillroom resume"):
+        go_on(teacher=str(tmp_path / "nowhere"))
 
     told = json.loads(info.read_text())
     info.write_text(json.dumps(told | {"weights": {}}))     # as it was written before

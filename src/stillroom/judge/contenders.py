@@ -4,6 +4,7 @@ themselves, and whether one table can hold them."""
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -115,9 +116,23 @@ def opened(specs: Sequence[str], asked: Evaluation) -> list[Entry]:
         if name in TAKEN:
             raise Refusal(f"{spec}: a line called {name!r} is on the page already; say NAME=RUN")
         if name in [e.name for e in entries]:
-            raise Refusal(f"two methods are called {name!r} ({spec} is one): say NAME=RUN")
+            raise Refusal(f"two methods are called {name!r} ({spec} is one): give them two names, NAME=RUN, or seeds "
+                          "of one method one, NAME=RUN,RUN")
         entries.append(Entry(name, [opened_run(place, asked) for place in places]))
+        require_seeds(entries[-1].runs)
     return entries
+
+
+def require_seeds(runs: Sequence[Run]) -> None:
+    """Runs of one method, each once: their spread is told as that over seeds."""
+    for a, b in combinations(runs, 2):
+        if product_hash(a.place) == product_hash(b.place):
+            raise Refusal(f"{a.place}, {b.place}: the same weights twice, and seeds of a method were asked for; give "
+                          "each once")
+        mine, other = a.record.get("recipe"), b.record.get("recipe")
+        if mine and other and mine != other:
+            raise Refusal(f"{a.place} is of {mine}, and {b.place} of {other}: runs of one name are seeds of one "
+                          "method; give them two names")
 
 
 def opened_run(place: str, asked: Evaluation) -> Run:

@@ -152,8 +152,10 @@ def sides(place: str, settings: Evaluation, device: torch.device) -> tuple[Side,
 
 def require_classes(settings: Evaluation, samples: Side, real: Side | None) -> None:
     """Of --labels data: samples can be drawn of the data's classes."""
-    if real is None or real.classes is None:
-        raise Refusal(f"--labels data: {settings.data or 'no data'} has no labels")
+    if real is None:
+        raise Refusal("--labels data: there is no --data whose labels they could be; leave it out, or give --data")
+    if real.classes is None:
+        raise Refusal(f"--labels data: {settings.data} has no labels")
     if samples.draws is not None and samples.draws.limit is not None:
         raise Refusal(f"{samples.name}: points have the labels that they have: leave out --labels")
     if not law_is_drawn(samples, real):

@@ -207,7 +207,9 @@ class Drifting(Recipe):
         bank.push(x.to(device), None if y is None else y.to(device))
         names = self.data.classes or ("the data",)
         if short := [name for name, n in zip(names, bank.count.tolist(), strict=True) if n < 2]:
-            raise Refusal(f"{self.data.name}: fewer than two samples of {', '.join(short[:5])}; a field needs more")
+            which = " --teacher-samples" * (self.settings.positives == "teacher")
+            raise Refusal(f"{self.data.name}: fewer than two samples of {', '.join(short[:5])}; a field needs "
+                          f"more{which}")
         return bank
 
     def automatic(self) -> tuple[float, ...]:

@@ -192,9 +192,11 @@ def is_finished(path: Path) -> bool:
 def require_weights(folder: RunFolder, settings: Run) -> None:
     """Those that the run began with; asked before anything is prepared with them."""
     for name, was in folder.read_info()["weights"].items():
-        if weights_digest(getattr(settings, name)) != was:
-            raise Refusal(f"{folder.path}: {name} {getattr(settings, name)} holds other weights than those it began "
-                          f"with; say where they are: {resuming(folder.path)} --{name.replace('_', '-')} PLACE")
+        place, now = getattr(settings, name), weights_digest(getattr(settings, name))
+        if now != was:
+            what = "holds other weights than those it began with" if now or Path(place).exists() else "is not there"
+            raise Refusal(f"{folder.path}: {name} {place} {what}; say where they are: {resuming(folder.path)} "
+                          f"--{name.replace('_', '-')} PLACE")
 
 
 def require_inputs(folder: RunFolder, sources: Mapping[str, Source]) -> None:
