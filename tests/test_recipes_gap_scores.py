@@ -9,7 +9,7 @@ import torch
 
 import stillroom
 from closed_forms import F64, draws, gaussian, mixture
-from stepping import same, state, steps_of, stopped_at, trainer_of, whole
+from stepping import few_ends, same, state, steps_of, stopped_at, trainer_of, whole
 from stillroom.data import Tensors
 from stillroom.flows import Bare, Flow, Gaussian, denoising_loss
 from stillroom.match import score_identity
@@ -256,7 +256,7 @@ def test_zero_asks_the_fake_score_without_the_label(tmp_path, teacher):
     {"student_steps": 2, "asked": "noised"},
 ], ids=str)
 def test_every_option_of_sid_trains(tmp_path, teacher, more):
-    place = run(SiD, tmp_path / "run", teacher, steps=12, teacher_samples=64, **more)
+    place = run(SiD, tmp_path / "run", teacher, steps=12, **more, **few_ends(SiD, more, 64))
     assert stillroom.load(place).sample(8).isfinite().all() and moved(place, teacher)
     last = read_rows(place / "metrics.jsonl")[-1]
     judged = {"student/adversarial", "head/critic"}

@@ -341,7 +341,7 @@ def test_guidance_of_data_is_refused(tmp_path, teacher, data):
     ({"width": 16, "inner": "boot", "match_steps": 1}, "in a way of its own"),
     ({"width": 16, "inner": "twinflow", "match_steps": 1}, "in a way of its own"),
     ({"width": 16, "inner": "hyper-sd", "options": ("told=true",), "match_steps": 1}, "in a way of its own"),
-    ({"width": 16, "inner": "phased-dmd", "match_steps": 1}, "in a way of its own"),
+    ({"width": 16, "inner": "phased-dmd", "match_steps": 1, "steps": 16}, "in a way of its own"),
 ])
 def test_what_msd_cannot_do_is_refused_in_a_line(tmp_path, teacher, more, says):
     with pytest.raises(Refusal, match=re.escape(says)) as error:

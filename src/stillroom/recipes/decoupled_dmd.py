@@ -30,8 +30,8 @@ from stillroom.recipes import dmd
 from stillroom.recipes._adversary import Adversarial
 from stillroom.settings import NotNegative, Refusal, refuse_given
 
-OF_SHIELDS = ((("fake_lora", "score"), ("dm",), "fake score"), (("statistics",), ("statistics",), "term of them"),
-              (("adversarial",), ("adversarial",), "heads"),
+OF_SHIELDS = ((("adversarial",), ("adversarial",), "heads"), (("statistics",), ("statistics",), "term of them"),
+              (("fake_lora", "score"), ("dm",), "fake score"),
               (("every",), ("dm", "adversarial"), "role that must keep up with the student"))
 """Settings, the shields that use them, and what the others lack."""
 
