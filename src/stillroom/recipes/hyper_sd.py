@@ -85,7 +85,6 @@ class HyperSD(consistency.Consistency):
         self.adversary = Adversary(self.judge, s.adversarial, shape, self.score_law) if s.adversarial.weight else None
         self.reward = opened(s.reward, shape, self.flow.classes) if s.reward else None
         self.fake = super().begun_whole() if s.score_weight else None
-
         if len(self.plans) > s.steps:
             raise Refusal(f"steps {s.steps}: leave none for some of {len(self.plans)} stages; take more, or fewer "
                           "segments")

@@ -192,9 +192,10 @@ def is_finished(path: Path) -> bool:
 def require_weights(folder: RunFolder, settings: Run) -> None:
     """Those that the run began with; asked before anything is prepared with them."""
     for name, was in folder.read_info()["weights"].items():
-        place, now = getattr(settings, name), weights_digest(getattr(settings, name))
-        if now != was:
-            what = "holds other weights than those it began with" if now or Path(place).exists() else "is not there"
+        place = getattr(settings, name)
+        held = weights_digest(place)
+        if held != was:
+            what = "holds other weights than those it began with" if held or Path(place).exists() else "is not there"
             raise Refusal(f"{folder.path}: {name} {place} {what}; say where they are: {resuming(folder.path)} "
                           f"--{name.replace('_', '-')} PLACE")
 
